@@ -1,0 +1,70 @@
+"""Several models one after the other: x2 then x2 is x4 (paper Fig. 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count, pairwise
+
+from torch import Tensor
+
+from .model import CFMModel
+from .solver import Callback
+from .upsample import VAE
+
+
+def cascade(
+    models: Sequence[CFMModel],
+    low: Tensor,
+    *,
+    steps: int = 10,
+    solver: str = "euler",
+    seed: int = 0,
+    noise_steps: Sequence[int | None] | None = None,
+    vae: VAE | None = None,
+    callback: Callback | None = None,
+    batch_index: Sequence[int] | None = None,
+    tile: int = 0,
+) -> Tensor:
+    """Lift scaled latents (B, C, h, w) through all `models`, each from the result of the one before.
+
+    Every stage is a `CFMModel.upscale` with noise of its own, the first one's being that of `upscale` alone.
+    `noise_steps` has one entry a stage, None for the step its model was trained with. `callback` counts evaluations
+    over all stages and gets estimates of the size of the stage. Raises ValueError where the models live in different
+    latent spaces or the entries are not one a stage.
+    """
+    if not models:
+        raise ValueError("a cascade of no models: expected at least one")
+    for first, second in pairwise(models):
+        if first.space != second.space:
+            raise ValueError(
+                f"a cascade from {first.space.name} to {second.space.name} latents: expected models of one family"
+            )
+    noise_steps = [None] * len(models) if noise_steps is None else noise_steps
+    if len(noise_steps) != len(models):
+        raise ValueError(f"{len(noise_steps)} noise steps for {len(models)} models: expected one each")
+    if callback is not None:
+        callback = _counting(callback, len(models))
+    latents = low
+    for stage, (model, noise_step) in enumerate(zip(models, noise_steps, strict=True)):
+        latents = model.upscale(
+            latents,
+            steps=steps,
+            solver=solver,
+            seed=seed + (stage << 64),  # no seed a person gives is that large
+            noise_step=noise_step,
+            vae=vae,
+            callback=callback,
+            batch_index=batch_index,
+            tile=tile,
+        )
+    return latents
+
+
+def _counting(callback: Callback, stages: int) -> Callback:
+    """One callback for all stages: it counts their evaluations together."""
+    evaluations = count(1)
+
+    def counted(_: int, total: int | None, t: float, estimate: Tensor) -> None:
+        callback(next(evaluations), None if total is None else total * stages, t, estimate)
+
+    return counted

@@ -1,0 +1,292 @@
+"""The command line: ``fmboost COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .model import CFMModel
+    from .vae import TinyVAE
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a user's mistake is one sentence on stderr and exit status 2."""
+    parser = argparse.ArgumentParser(prog="fmboost", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_upscale(commands)
+    _add_trajectory(commands)
+    _add_evaluate(commands)
+    _add_convert(commands)
+    _add_train(commands)
+    _add_train_autoencoder(commands)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError, OSError) as error:
+        print(f"fmboost: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fmboost: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+DEFAULT_MODEL = "fmboost-sd15-x2"
+
+
+def _add_demo(commands: Commands) -> None:
+    command = commands.add_parser("demo", help="lift the latents of a few photos that ship, and compare with the truth")
+    command.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for demo.png and report.json")
+    _add_sampling(command)
+    command.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .checkpoint import load_model
+    from .demo import demo_table, run_demo
+
+    model = load_model(args.model, device=args.device)
+    vae = _vae_for(model, args)
+    report = run_demo(
+        model,
+        vae,
+        args.out,
+        steps=args.steps,
+        solver=args.solver,
+        seed=args.seed,
+        progress=lambda n: print(f"  {n}"),
+    )
+    print(
+        f"{args.model}: {report['low']} -> {report['high']} latents, {args.solver} {args.steps} steps, "
+        f"{report['seconds_per_image']:.2f} s per image"
+    )
+    print(demo_table(report))
+    print(f"picture: {args.out / 'demo.png'} ({report['picture']})\nreport:  {args.out / 'report.json'}")
+
+
+def _add_upscale(commands: Commands) -> None:
+    command = commands.add_parser("upscale", help="enlarge a photo: encode, lift the latent, decode")
+    command.add_argument("photo", type=Path)
+    command.add_argument("-o", "--out", type=Path, required=True, help="the picture to write")
+    command.add_argument("--tile", type=int, default=0, help="latent pixels a window; 0 takes the picture whole")
+    command.add_argument("--lifts", type=int, default=1, help="how many times to lift; 2 of x2 make x4")
+    _add_sampling(command)
+    command.set_defaults(run=_upscale)
+
+
+def _upscale(args: argparse.Namespace) -> None:
+    import time
+
+    import torch
+    from tqdm import tqdm
+
+    from .cascade import cascade
+    from .checkpoint import load_model
+    from .photos import load_photo, save_photo
+
+    model = load_model(args.model, device=args.device)
+    vae = _vae_for(model, args)
+    photo = load_photo(args.photo, None, model.space.pixels)
+    began = time.perf_counter()
+    with torch.inference_mode(), tqdm(unit="evaluation") as bar:
+
+        def report(evaluation: int, total: int | None, t: float, estimate: torch.Tensor) -> None:
+            bar.total = total
+            bar.update()
+
+        low = vae.encode(photo)
+        high = cascade(
+            [model] * args.lifts,
+            low,
+            steps=args.steps,
+            solver=args.solver,
+            seed=args.seed,
+            vae=vae,
+            callback=report,
+            tile=args.tile,
+        )
+        evaluations = bar.n
+        image = vae.decode(high)
+    save_photo(image, args.out)
+    size = f"{photo.shape[3]}x{photo.shape[2]} -> {image.shape[3]}x{image.shape[2]} px"
+    latents = f"{low.shape[3]}x{low.shape[2]} -> {high.shape[3]}x{high.shape[2]} latents"
+    print(f"{args.out}: {size}, {latents}, {evaluations} evaluations, {time.perf_counter() - began:.1f} s")
+
+
+def _add_trajectory(commands: Commands) -> None:
+    command = commands.add_parser("trajectory", help="what the flow passes through, as a strip of pictures")
+    command.add_argument("photo", type=Path)
+    command.add_argument("-o", "--out", type=Path, required=True, help="the picture to write: states above estimates")
+    command.add_argument("--frames", type=int, default=5)
+    command.add_argument("--short-side", type=int, help="reduce the photo to it, px")
+    _add_sampling(command)
+    command.set_defaults(run=_trajectory)
+
+
+def _trajectory(args: argparse.Namespace) -> None:
+    import torch
+
+    from .checkpoint import load_model
+    from .photos import load_photo, save_photo
+    from .trajectory import trajectory
+
+    model = load_model(args.model, device=args.device)
+    vae = _vae_for(model, args)
+    with torch.inference_mode():
+        low = vae.encode(load_photo(args.photo, args.short_side, model.space.pixels))
+        path = trajectory(model, low, frames=args.frames, steps=args.steps, solver=args.solver, seed=args.seed, vae=vae)
+        strips = [torch.cat([vae.decode(x) for x in row], dim=3) for row in (path.states, path.estimates)]
+    save_photo(torch.cat(strips, dim=2), args.out)
+    times = ", ".join(f"{t:.2f}" for t in path.times.tolist())
+    print(f"{args.out}: t = {times}; above the states x_t, below the estimates of x1")
+
+
+def _add_evaluate(commands: Commands) -> None:
+    command = commands.add_parser("evaluate", help="one table of models and baselines on a folder of photos")
+    command.add_argument("models", nargs="*", metavar="MODEL", help="model files or shipped models")
+    command.add_argument("--data", required=True, help="folder of photos")
+    command.add_argument("--vae", required=True, help="TAESD file or folder")
+    command.add_argument("--steps", default="1,2,4,10", help="solver intervals (default: %(default)s)")
+    command.add_argument("--solver", default="euler", help="one or several (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--limit", type=int, help="only the first photos")
+    command.add_argument("--short-side", type=int, default=512, help="photos are brought to it, px (default: 512)")
+    command.add_argument("--scale", type=int, help="needed without a model")
+    command.add_argument("--space", help="latent space, needed without a model")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--vae-dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
+    command.add_argument("--out", help="folder for results.csv, table.md, pictures.png and plots")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from .evaluate import evaluate_files, table
+
+    with tqdm(unit="method") as bar:
+
+        def progress(done: int, total: int, name: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(name)
+            bar.update(done - bar.n)
+
+        result = evaluate_files(
+            args.models,
+            args.data,
+            args.vae,
+            scale=args.scale,
+            space=args.space,
+            limit=args.limit,
+            out=args.out,
+            device=args.device,
+            vae_dtype=getattr(torch, args.vae_dtype),
+            short_side=args.short_side,
+            steps=[int(n) for n in args.steps.split(",")],
+            solvers=args.solver.split(","),
+            seed=args.seed,
+            progress=progress,
+        )
+    print(table(result.rows))
+
+
+def _add_convert(commands: Commands) -> None:
+    command = commands.add_parser("convert", help="turn a checkpoint of the paper's authors into a model file")
+    command.add_argument("checkpoint", metavar="IN.ckpt")
+    command.add_argument("out", metavar="OUT.safetensors")
+    command.add_argument("--weights", choices=["ema", "online"], default="ema")
+    command.add_argument("--config", help="JSON settings, for a plain state dict")
+    command.add_argument("--latent-space", help="where the checkpoint does not say (default: sd15)")
+    command.add_argument("--scale", type=int, help="where the checkpoint does not say")
+    command.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .convert import convert_checkpoint
+
+    print(
+        convert_checkpoint(
+            args.checkpoint,
+            args.out,
+            weights=args.weights,
+            config=args.config,
+            latent_space=args.latent_space,
+            scale=args.scale,
+        )
+    )
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    from .solver import SOLVERS
+
+    command.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a model file or a shipped model (default: %(default)s)"
+    )
+    command.add_argument("--vae", type=Path, help="TAESD file or folder (default: the small autoencoder that ships)")
+    command.add_argument("--steps", type=int, default=10, help="solver intervals (default: %(default)s)")
+    command.add_argument("--solver", choices=list(SOLVERS), default="euler")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cpu", help="such as cpu, cuda, mps (default: %(default)s)")
+
+
+def _vae_for(model: CFMModel, args: argparse.Namespace) -> TinyVAE:
+    from .checkpoint import shipped_vae
+    from .vae import load_vae
+
+    path = args.vae or shipped_vae(model.space.name)
+    if path is None:
+        raise ValueError(f"no autoencoder for {model.space.name} latents ships: give a TAESD file or folder as --vae")
+    return load_vae(path, space=model.space.name, device=args.device)
+
+
+def _add_train(commands: Commands) -> None:
+    command = commands.add_parser("train", help="train a model on a folder of photos")
+    command.add_argument("config", metavar="CONFIG.toml", help="a run, see configs/")
+    command.add_argument("--out", default=None, help="folder of the run (default: runs/NAME)")
+    command.add_argument("--resume", action="store_true", help="go on exactly where the run in --out stopped")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as train.steps=5000"
+    )
+    command.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .train.loop import train
+    from .train.settings import read_settings
+
+    settings = read_settings(args.config, args.set)
+    model = train(settings, Path(args.out or Path("runs") / settings.name), resume=args.resume)
+    print(f"trained {model}")
+
+
+def _add_train_autoencoder(commands: Commands) -> None:
+    command = commands.add_parser("train-autoencoder", help="train a small autoencoder to agree with a larger one")
+    command.add_argument("photos", help="folder")
+    command.add_argument("--teacher", required=True, help="TAESD file or folder")
+    command.add_argument("--out", required=True, help="folder of the run")
+    command.add_argument("--resume", action="store_true")
+    command.add_argument("--latent-space", default="sd15")
+    for name, default in (("width", 32), ("steps", 4000), ("batch", 4), ("crop", 128), ("short-side", 512)):
+        command.add_argument(f"--{name}", type=int, default=default)
+    command.set_defaults(run=_train_autoencoder)
+
+
+def _train_autoencoder(args: argparse.Namespace) -> None:
+    from .train.autoencoder import AutoencoderSettings, train_autoencoder
+
+    names = ("photos", "teacher", "out", "latent_space", "width", "steps", "batch", "crop", "short_side")
+    settings = AutoencoderSettings(**{n: getattr(args, n) for n in names})
+    print(f"trained {train_autoencoder(settings, resume=args.resume)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

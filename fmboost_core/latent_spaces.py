@@ -1,0 +1,40 @@
+"""The latent spaces a CFM model can live in.
+
+Networks see *scaled* latents, ``(raw - shift) * scale``; ComfyUI nodes pass *raw* ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """What distinguishes the latents of one family of autoencoders."""
+
+    name: str
+    channels: int
+    scale: float
+    shift: float
+    pixels: int
+    """Image pixels along one side of a latent pixel."""
+    taesd: str
+    """Stem of the TAESD files of this family, as ComfyUI and madebyollin/taesd name them."""
+
+
+LATENT_SPACES = {
+    space.name: space
+    for space in (
+        LatentSpace("sd15", channels=4, scale=0.18215, shift=0.0, pixels=8, taesd="taesd"),
+        LatentSpace("sdxl", channels=4, scale=0.13025, shift=0.0, pixels=8, taesd="taesdxl"),
+        LatentSpace("sd3", channels=16, scale=1.5305, shift=0.0609, pixels=8, taesd="taesd3"),
+        LatentSpace("flux", channels=16, scale=0.3611, shift=0.1159, pixels=8, taesd="taef1"),
+    )
+}
+
+
+def latent_space(name: str) -> LatentSpace:
+    """The space called `name`. Raises ValueError that lists the known names."""
+    if name not in LATENT_SPACES:
+        raise ValueError(f"unknown latent space {name!r}: expected one of {', '.join(LATENT_SPACES)}")
+    return LATENT_SPACES[name]

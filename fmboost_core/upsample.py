@@ -1,0 +1,71 @@
+"""From the small latent to a latent of the target size: the deterministic part of x0 (paper Fig. 3, Tab. 1)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+UPSAMPLINGS = ("nearest", "bilinear", "psu")
+
+
+class VAE(Protocol):
+    """What pixel-space upsampling needs of an autoencoder: images in [0, 1], latents scaled."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+def upsample(low: Tensor, scale: int, kind: str, vae: VAE | None = None, picture: Tensor | None = None) -> Tensor:
+    """(B, C, h, w) scaled latents -> (B, C, scale*h, scale*w).
+
+    `kind`: ``nearest`` or ``bilinear`` interpolate the latent; ``psu`` decodes it, interpolates the picture
+    bilinearly and encodes it again, which needs `vae`; `picture` is the decoded low latent, where it is at hand.
+    Raises ValueError for another kind or a missing `vae`.
+    """
+    if kind == "psu":
+        if vae is None:
+            raise ValueError(
+                "this model starts from pixel-space upsampling (psu) and no vae was given: "
+                "pass the autoencoder of its latents as vae="
+            )
+        return vae.encode(resize_pixels(vae.decode(low) if picture is None else picture, scale)).to(low)
+    if kind == "nearest":
+        return F.interpolate(low, scale_factor=scale, mode="nearest")
+    if kind == "bilinear":
+        return F.interpolate(low, scale_factor=scale, mode="bilinear", align_corners=False)
+    raise ValueError(f"unknown upsampling {kind!r}: expected one of {', '.join(UPSAMPLINGS)}")
+
+
+def fold_picture(picture: Tensor, pixels: int) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 3 * pixels^2, H / pixels, W / pixels) in [-1, 1]: each block of pixels becomes the
+    channels of one."""
+    return F.pixel_unshuffle(2 * picture - 1, pixels)
+
+
+def reduce_pixels(images: Tensor, scale: int) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, H/scale, W/scale), bicubic with antialiasing, kept in [0, 1]."""
+    small = F.interpolate(images, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True)
+    return small.clamp(0, 1)
+
+
+def back_project(high: Tensor, low: Tensor, scale: int, vae: VAE, rounds: int = 1) -> Tensor:
+    """Move a lifted latent (B, C, scale*h, scale*w) so that its picture, reduced, agrees with that of `low`.
+
+    Iterative back projection (Irani and Peleg 1991) across the autoencoder: what the reduced picture lacks is enlarged
+    and added in pixels, and the latent moves by the difference of the encodings with and without it. Detail finer
+    than the low picture stays as it is, because the latent itself never passes the autoencoder.
+    """
+    picture = vae.decode(low)
+    for _ in range(rounds):
+        image = vae.decode(high)
+        corrected = (image + resize_pixels(picture - reduce_pixels(image, scale), scale)).clamp(0, 1)
+        high = high + (vae.encode(corrected) - vae.encode(image)).to(high)
+    return high
+
+
+def resize_pixels(images: Tensor, scale: int) -> Tensor:
+    """Bilinear enlargement of (B, 3, H, W) images, as in pixel-space upsampling."""
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
