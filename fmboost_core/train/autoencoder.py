@@ -1,0 +1,145 @@
+"""A small autoencoder that agrees with a larger one: pictures to its latents, its latents to its pictures.
+
+The student has the teacher's layout and fewer channels. Both of its halves learn from the teacher alone, on random
+crops of photos, so its latents can be exchanged with the teacher's.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..photos import find_photos, load_photo
+from ..vae import TinyVAE, load_vae
+from .ema import EMA
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    photos: str  # folder
+    teacher: str  # TAESD file or folder
+    out: str  # folder of the run
+    latent_space: str = "sd15"
+    width: int = 32
+    short_side: int = 512  # px
+    crop: int = 128  # px
+    batch: int = 4
+    steps: int = 4000
+    decay: int = 1000  # last steps, of linear fall to 0
+    learning_rate: float = 1e-3
+    ema: float = 0.995
+    latent_noise: float = 0.05  # so that the decoder also takes latents that are slightly off
+    edge_weight: float = 1.0  # of the gradients' error beside the pixels'
+    save_every: int = 250
+    seed: int = 0
+
+
+def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) -> Path:
+    """Train, and return the file of both halves; `resume` goes on from the last save in the same folder."""
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    teacher = load_vae(settings.teacher, space=settings.latent_space, dtype=torch.bfloat16)
+    teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    torch.manual_seed(settings.seed)
+    student = TinyVAE(teacher.space, width=settings.width)
+    student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    average = EMA(student, settings.ema)
+    first = _load(out, student, optimizer, average) if resume else 0
+    photos = [_pixels(p, settings.short_side) for p in tqdm(find_photos(settings.photos), desc="reading photos")]
+    bar = tqdm(range(first, settings.steps), unit="step", initial=first, total=settings.steps)
+    since, sums = time.monotonic(), torch.zeros(2)
+    for step in bar:
+        fall = min(1.0, (settings.steps - step) / settings.decay)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(fall, (step + 1) / 100)
+        images = _crops(photos, settings, step)
+        with torch.no_grad():
+            latents = teacher.encode(images)
+            generator = torch.Generator().manual_seed(step)
+            amount = settings.latent_noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
+            latents_in = latents + amount * torch.randn(latents.shape, generator=generator)
+            pictures = teacher.decode(latents_in)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = student.encoder(images.contiguous(memory_format=torch.channels_last)).float()
+            decoded = student.decoder(latents_in.contiguous(memory_format=torch.channels_last)).float()
+        encoder_loss = (made - latents).square().mean()
+        decoder_loss = (decoded - pictures).abs().mean() + settings.edge_weight * _edges(decoded, pictures)
+        loss = encoder_loss + 10 * decoder_loss
+        if not math.isfinite(float(loss)):
+            raise ValueError(f"the loss is {float(loss)} at step {step}: lower learning_rate and resume from the save")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        average.update(student)
+        sums += torch.tensor([encoder_loss.item(), decoder_loss.item()])
+        if (step + 1) % 50 == 0:
+            encoder_mean, decoder_mean = (sums / 50).tolist()
+            sums.zero_()
+            bar.set_postfix(encoder=f"{encoder_mean:.4f}", decoder=f"{decoder_mean:.4f}")
+            with (out / "log.csv").open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([step + 1, encoder_mean, decoder_mean, time.monotonic() - since])
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            _save(out, student, optimizer, average, step + 1)
+            file = out / f"fmboost-{settings.latent_space}-vae.safetensors"
+            save_file({k: v.half().contiguous() for k, v in average.state.items()}, file)
+    return out / f"fmboost-{settings.latent_space}-vae.safetensors"
+
+
+def _pixels(path: Path, short_side: int) -> Tensor:
+    """(3, H, W) uint8."""
+    return (load_photo(path, short_side, 8)[0] * 255).round().to(torch.uint8)
+
+
+def _crops(photos: list[Tensor], settings: AutoencoderSettings, step: int) -> Tensor:
+    """(B, 3, crop, crop) in [0, 1], mirrored at random; decided by (seed, step) alone."""
+    rng = np.random.default_rng((settings.seed, step))
+    size, crops = settings.crop, []
+    for _ in range(settings.batch):
+        photo = photos[int(rng.integers(len(photos)))]
+        top, left = (int(rng.integers(side - size + 1)) for side in photo.shape[1:])
+        crop = photo[:, top : top + size, left : left + size].float() / 255
+        crops.append(crop.flip(-1) if rng.random() < 0.5 else crop)
+    return torch.stack(crops)
+
+
+def _edges(a: Tensor, b: Tensor) -> Tensor:
+    """Error of the differences between neighbouring pixels: it keeps edges sharp where a mean would blur them."""
+    return F.l1_loss(a.diff(dim=2), b.diff(dim=2)) + F.l1_loss(a.diff(dim=3), b.diff(dim=3))
+
+
+def _save(out: Path, student: TinyVAE, optimizer: torch.optim.Optimizer, average: EMA, step: int) -> None:
+    state = {f"student.{k}": v for k, v in student.state_dict().items()}
+    state |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for i, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
+    state["step"] = torch.tensor(step)
+    save_file({k: v.contiguous() for k, v in state.items()}, out / "state.part")
+    os.replace(out / "state.part", out / "state.safetensors")
+
+
+def _load(out: Path, student: TinyVAE, optimizer: torch.optim.Optimizer, average: EMA) -> int:
+    path = out / "state.safetensors"
+    if not path.is_file():
+        raise ValueError(f"nothing to resume in {out}: run without --resume first")
+    state = load_file(path)
+    student.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("student.")})
+    average.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("average.")})
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".")
+            slots.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(state["step"])

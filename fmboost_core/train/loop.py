@@ -1,0 +1,288 @@
+"""The training loop, on accelerate: one process or many, the same file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..checkpoint import read_model_file, resolve, save_model
+from ..latent_spaces import latent_space
+from ..model import CFMModel
+from ..photos import find_photos
+from ..unet import UNet
+from ..vae import TinyVAE, load_vae
+from .data import LatentCrops, Variant, cache_latents
+from .ema import EMA
+from .objectives import DecodedLoss, objective_loss
+from .settings import RunSettings, TrainSettings
+from .validate import held_out, validate
+
+logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of every save
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """Linear rise over `warmup` steps, constant, linear fall over the last `decay` steps; `step` counts from 0."""
+    rise = (step + 1) / settings.warmup if settings.warmup else 1.0
+    fall = (settings.steps - step) / settings.decay if settings.decay else 1.0
+    return settings.learning_rate * min(1.0, rise, fall)
+
+
+def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Path:
+    """Run `settings` in the folder `out`; returns the model file.
+
+    `out` receives ``NAME.safetensors`` (EMA weights, at every save and at the end), ``log.csv``, a picture per
+    validation, and ``state/`` from which `resume` continues exactly. Raises ValueError where the loss stops being
+    finite or `out` holds another run; nothing that was saved is lost then.
+    """
+    return _Run(settings, Path(out), resume).run()
+
+
+class _Run:
+    def __init__(self, settings: RunSettings, out: Path, resume: bool) -> None:
+        self.settings, self.out = settings, out
+        hp = settings.train
+        self.accelerator = Accelerator(
+            mixed_precision=hp.precision, dataloader_config=DataLoaderConfiguration(dispatch_batches=False)
+        )
+        world = self.accelerator.num_processes
+        if hp.batch % world:
+            raise ValueError(f"a batch of {hp.batch} does not divide over {world} processes: change train.batch")
+        self.state = out / "state"
+        if resume and not (self.state / "progress.json").is_file():
+            raise ValueError(f"nothing to resume in {out}: run without --resume first")
+        if not resume and self.state.exists():
+            raise ValueError(f"{out} holds a run already: add --resume to go on, or choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(hp.seed)  # decides the first weights; every later draw has its own generator
+        net = UNet(settings.net)
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if hp.start_from:
+            self._start_from(net, hp.start_from)
+        decayed = [p for p in net.parameters() if p.ndim > 1]
+        rest = [p for p in net.parameters() if p.ndim <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": hp.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=hp.learning_rate,
+            betas=(0.9, hp.beta2),
+            fused=True,
+        )
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.ema = EMA(self._plain_net(), hp.ema)
+        self.accelerator.register_for_checkpointing(self.ema)
+        self.step, self.seconds = 0, 0.0
+        self.vae: TinyVAE | None = None
+        if resume:
+            self._resume()
+
+    def _start_from(self, net: UNet, origin: str) -> None:
+        config, weights = read_model_file(resolve(origin))
+        wanted = self.settings.net
+        added = wanted.in_channels - config.net.in_channels
+        if replace(config.net, in_channels=wanted.in_channels) != wanted or added < 0:
+            raise ValueError(f"{origin} is another network than [net] describes: give it the settings of that model")
+        first = "input_blocks.0.0.weight"
+        weights[first] = F.pad(weights[first], (0, 0, 0, 0, 0, added))  # new inputs begin unheard
+        net.load_state_dict(weights)
+
+    def run(self) -> Path:
+        hp = self.settings.train
+        batches = self._batches()
+        held = self._held_out()
+        bar = tqdm(
+            total=hp.steps, initial=self.step, disable=not self.accelerator.is_main_process, unit="step", mininterval=1
+        )
+        losses: list[Tensor] = []
+        since = time.monotonic()
+        while self.step < hp.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(hp, self.step)
+            batch = {k: v.to(self.accelerator.device) for k, v in next(batches).items()}
+            with self.accelerator.autocast():
+                loss = objective_loss(
+                    hp.objective, self.net, self.settings.flow, batch, hp.t_sampling, self._decoded_loss()
+                )
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self.net.parameters(), hp.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.ema.update(self._plain_net())
+            losses.append(loss.detach())
+            self.step += 1
+            bar.update()
+            if self.step % hp.log_every == 0 or self.step == hp.steps:
+                now = time.monotonic()
+                self._log(bar, losses, now - since)
+                since = now
+                losses.clear()
+            if self.step % hp.save_every == 0 or self.step == hp.steps:
+                self._save()
+            if held and (self.step % hp.validate_every == 0 or self.step == hp.steps):
+                self._validate(held)
+                since = time.monotonic()
+        bar.close()
+        return self.out / f"{self.settings.name}.safetensors"
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        data, flow, hp = self.settings.data, self.settings.flow, self.settings.train
+        multiple = latent_space(data.latent_space).pixels * flow.scale
+        variants = [Variant(s, f) for f in ((False, True) if data.flips else (False,)) for s in data.short_sides]
+        photos = find_photos(data.photos)
+        with self.accelerator.main_process_first():
+            vae = self._load_vae()
+            jobs = range(len(photos) * len(variants))
+            files = cache_latents(
+                photos,
+                variants,
+                data.cache,
+                vae=vae,
+                scale=flow.scale,
+                multiple=multiple,
+                identity={"latent_space": data.latent_space, "scale": flow.scale, "autoencoder": vae.fingerprint()},
+                progress=tqdm(jobs, desc="encoding photos", unit="photo", disable=not self.accelerator.is_main_process),
+            )
+        crops = LatentCrops(
+            files,
+            crop=hp.crop,
+            scale=flow.scale,
+            seed=hp.seed,
+            start=self.step * hp.batch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        return iter(DataLoader(crops, batch_size=hp.batch // self.accelerator.num_processes))
+
+    def _decoded_loss(self) -> DecodedLoss | None:
+        hp = self.settings.train
+        if hp.decoded_weight == 0:
+            return None
+        places = np.random.default_rng((hp.seed, self.step)).integers(hp.crop - hp.decoded_window + 1, size=2)
+        return DecodedLoss(self._load_vae(), hp.decoded_weight, hp.decoded_window, int(places[0]), int(places[1]))
+
+    def _held_out(self) -> list[Any]:
+        data = self.settings.data
+        if not data.validation or not self.accelerator.is_main_process:
+            return []
+        photos = find_photos(data.validation)[: self.settings.train.validation_photos]
+        return held_out(photos, self._load_vae(), self.settings.flow.scale, data.short_sides[0], size=32)
+
+    def _load_vae(self) -> TinyVAE:
+        if self.vae is None:
+            data = self.settings.data
+            dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
+            self.vae = load_vae(data.vae, space=data.latent_space, device=self.accelerator.device, dtype=dtype)
+            self.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return self.vae
+
+    def _plain_net(self) -> UNet:
+        return self.accelerator.unwrap_model(self.net)
+
+    def _log(self, bar: Any, losses: list[Tensor], seconds: float) -> None:
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(loss):
+            raise ValueError(
+                f'the loss is {loss} at step {self.step}: lower train.learning_rate or set precision = "no", and go '
+                f"on from the last save with --resume"
+            )
+        self.seconds += seconds
+        rate = len(losses) * self.settings.train.batch / seconds
+        bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{rate:.1f}")
+        self._append("log.csv", {"step": self.step, "loss": loss, "images_per_s": rate, "seconds": self.seconds})
+
+    def _validate(self, held: list[Any]) -> None:
+        config = self.settings.model_config()
+        net = UNet(config.net, device=self.accelerator.device)
+        net.load_state_dict(self.ema.state)
+        model = CFMModel(config, net.eval())
+        picture = self.out / f"step{self.step:06d}.jpg"
+        steps = self.settings.train.validation_steps
+        if self.settings.train.objective == "regression":
+            steps = 1
+        values = validate(model, held, self._load_vae(), steps=steps, picture=picture)
+        self._append("validation.csv", {"step": self.step, **values})
+        short = ", ".join(f"{n} {values[f'psnr_{n}']:.2f} dB" for n in ("nearest", "bilinear", "psu", "model", "truth"))
+        tqdm.write(f"step {self.step}: {short}; latent mse {values['mse_model']:.4f}; {picture}")
+
+    def _append(self, name: str, row: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        path = self.out / name
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _save(self) -> None:
+        """Write the state beside the old one and only then put it in its place, so that a kill loses nothing."""
+        try:
+            self._write_state(self.out / "state.part")
+        except OSError as error:
+            raise ValueError(
+                f"the state of step {self.step} could not be written to {self.out} ({error}): make room and go on from "
+                f"the save before it with --resume"
+            ) from error
+
+    def _write_state(self, fresh: Path) -> None:
+        if self.accelerator.is_main_process and fresh.exists():
+            shutil.rmtree(fresh)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(fresh))
+        if not self.accelerator.is_main_process:
+            return
+        progress = {"step": self.step, "seconds": self.seconds, "run": self._identity()}
+        (fresh / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+        old = self.out / "state.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.state.exists():
+            os.replace(self.state, old)
+        os.replace(fresh, self.state)
+        shutil.rmtree(old, ignore_errors=True)
+        save_model(self.out / f"{self.settings.name}.safetensors", self._config(), self.ema.state)
+
+    def _config(self) -> Any:
+        data, hp = self.settings.data, self.settings.train
+        return self.settings.model_config(
+            {
+                "crop": hp.crop,
+                "steps": self.step,
+                "examples": self.step * hp.batch,
+                "seconds": round(self.seconds),
+                "short_sides": list(data.short_sides),
+                "data_license": data.license,
+            }
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must stay the same for a resumed run to be the same run: not its length, nor its reports."""
+        values = json.loads(json.dumps(asdict(self.settings)))
+        for name in ("steps", "decay", "log_every", "save_every", "validate_every", "validation_photos"):
+            values["train"].pop(name)
+        for name in ("photos", "vae", "cache", "validation"):
+            values["data"].pop(name)
+        return values
+
+    def _resume(self) -> None:
+        progress = json.loads((self.state / "progress.json").read_text(encoding="utf-8"))
+        if progress["run"] != self._identity():
+            raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
+        self.accelerator.load_state(str(self.state))
+        self.step, self.seconds = progress["step"], progress["seconds"]

@@ -1,0 +1,74 @@
+"""What a network is trained to do with an aligned pair of latents."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FlowConfig
+from ..flow import join_context, sample_path, source, velocity_loss
+from ..upsample import VAE, upsample
+
+
+class DecodedLoss(NamedTuple):
+    """The picture the network is heading for, beside the velocity: not in the paper, which compares latents only.
+
+    Equal errors of latents are not equally visible. A window of the estimate of x1 and the same window of x1 are
+    decoded by a frozen autoencoder, and the mean squared error of the pictures, times `weight`, joins the loss.
+    """
+
+    vae: VAE
+    weight: float
+    window: int  # latent pixels on a side
+    top: int
+    left: int
+
+    def __call__(self, estimate: Tensor, x1: Tensor) -> Tensor:
+        rows, columns = slice(self.top, self.top + self.window), slice(self.left, self.left + self.window)
+        with torch.no_grad():
+            truth = self.vae.decode(x1[:, :, rows, columns])
+        return self.weight * (self.vae.decode(estimate[:, :, rows, columns]) - truth).square().mean()
+
+
+def context_of(flow: FlowConfig, batch: dict[str, Tensor]) -> Tensor:
+    """The context, of what is cached: `flow.make_context` without its autoencoder."""
+    if flow.upsampling != "psu":
+        return upsample(batch["low"], flow.scale, flow.upsampling)
+    return join_context(batch["psu"], batch["picture"]) if flow.picture_context else batch["psu"]
+
+
+def objective_loss(
+    name: str,
+    net: nn.Module,
+    flow: FlowConfig,
+    batch: dict[str, Tensor],
+    t_sampling: str = "uniform",
+    decoded: DecodedLoss | None = None,
+) -> Tensor:
+    """Loss of a batch of `LatentCrops`.
+
+    ``cfm``: flow matching on the path of `flow`, coupling or Gaussian (Eq. 9, 13). ``regression``: the mean of x1
+    given the low latent, which is the same network at t = 0 from a clean start, solved by one Euler step.
+    """
+    context, x1 = context_of(flow, batch), batch["high"]
+    upsampled = context[:, : x1.shape[1]]
+    if name == "regression":
+        t, x_t, velocity = torch.zeros_like(batch["t"]), upsampled, x1 - upsampled
+    else:
+        t = spread_times(batch["t"], t_sampling)
+        x0 = source(flow, upsampled, batch["noise"])
+        x_t, velocity = sample_path(flow, x0, x1, t, batch["noise"])
+    predicted = net(x_t, t, context).float()
+    loss = velocity_loss(predicted, velocity)
+    if decoded is not None:
+        loss = loss + decoded(x_t + (1 - t.view(-1, 1, 1, 1)) * predicted, x1)
+    return loss
+
+
+def spread_times(uniform: Tensor, sampling: str) -> Tensor:
+    """Uniform times, or their logit-normal image, which favours the middle of the path."""
+    if sampling == "uniform":
+        return uniform
+    return torch.sigmoid(2**0.5 * torch.erfinv((2 * uniform - 1).clamp(-0.999999, 0.999999)))

@@ -1,0 +1,161 @@
+"""A training run as data: one TOML file, read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..config import FlowConfig, ModelConfig, NetConfig
+from ..latent_spaces import latent_space
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+OBJECTIVES = ("cfm", "regression")
+T_SAMPLINGS = ("uniform", "logit_normal")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    photos: str  # folder
+    vae: str  # TAESD file or folder
+    cache: str  # folder for latents, made once
+    validation: str = ""  # folder of held-out photos
+    latent_space: str = "sd15"
+    short_sides: tuple[int, ...] = (512,)  # px; every photo is encoded at each of them
+    flips: bool = False  # also mirrored, which latents cannot be after encoding
+    license: str = ""  # of the photos, for the model file
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    steps: int
+    objective: str = "cfm"
+    start_from: str = ""  # a model file, or a shipped model, whose weights to begin with
+    batch: int = 16  # over all processes
+    crop: int = 32  # high latent pixels
+    learning_rate: float = 1e-3
+    warmup: int = 200  # steps of linear rise
+    decay: int = 0  # last steps, of linear fall to 0
+    weight_decay: float = 0.01
+    beta2: float = 0.99
+    grad_clip: float = 1.0
+    ema: float = 0.999
+    t_sampling: str = "uniform"
+    decoded_weight: float = 0.0  # of the decoded error beside the velocity's; 0 as in the paper
+    decoded_window: int = 8  # latent pixels
+    precision: str = "bf16"  # or "no"
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+    validate_every: int = 2000
+    validation_photos: int = 16
+    validation_steps: int = 10  # Euler
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("objective", OBJECTIVES),
+            ("t_sampling", T_SAMPLINGS),
+            ("precision", ("bf16", "fp16", "no")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    name: str
+    data: DataSettings
+    train: TrainSettings
+    net: NetConfig = field(default_factory=NetConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    license: str = "MIT"  # of the weights
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the weights."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def model_config(self, trained_on: dict[str, Any] | None = None) -> ModelConfig:
+        return ModelConfig(
+            net=self.net,
+            flow=self.flow,
+            latent_space=self.data.latent_space,
+            trained_on=trained_on or {},
+            license=self.license,
+            sha256=self.fingerprint,
+        )
+
+
+def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """Read a run from TOML. Paths in ``[data]`` are relative to the file.
+
+    `overrides` are ``section.name=value`` with a TOML value (a bare word is text), and their paths are relative to
+    the working directory. Raises ValueError that names what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no training configuration at {path}: expected a .toml file, see configs/")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    _resolve_paths(values.get("data", {}), path.parent)
+    for override in overrides:
+        _override(values, override)
+    data = _section(DataSettings, values.pop("data", {}), f"{path}, [data]")
+    flow = FlowConfig(**_section(FlowConfig, values.pop("flow", {}), f"{path}, [flow]"))
+    net = _section(NetConfig, values.pop("net", {}), f"{path}, [net]")
+    space = latent_space(data.get("latent_space", "sd15"))
+    net = {"in_channels": space.channels + flow.context_channels(space), "out_channels": space.channels, **net}
+    train = _section(TrainSettings, values.pop("train", {}), f"{path}, [train]")
+    top = _section(RunSettings, {**values, "data": 0, "train": 0}, str(path))
+    data["short_sides"] = tuple(data.get("short_sides", (512,)))
+    top.update(data=DataSettings(**data), train=TrainSettings(**train), net=NetConfig(**net), flow=flow)
+    settings = RunSettings(**top)
+    settings.model_config()  # network and latent space fit, or a sentence
+    return settings
+
+
+def _resolve_paths(data: dict[str, Any], base: Path) -> None:
+    for name in ("photos", "validation", "vae", "cache"):
+        if data.get(name):
+            data[name] = str((base / Path(data[name]).expanduser()).resolve())
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    *section, name = key.strip().split(".")
+    if not equals or len(section) > 1:
+        raise ValueError(f"setting {text!r}: expected SECTION.NAME=VALUE, such as train.steps=5000")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    target = values.setdefault(section[0], {}) if section else values
+    target[name] = parsed
+    if section == ["data"]:
+        _resolve_paths(target, Path())
+
+
+def _section(kind: type[Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{where}: unknown setting {', '.join(unknown)}; expected some of {', '.join(known)}")
+    required = {n for n, f in known.items() if _required(f)}
+    missing = sorted(required - set(values))
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    return dict(values)
+
+
+def _required(f: Any) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
