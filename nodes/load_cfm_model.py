@@ -1,0 +1,50 @@
+"""Load CFM Model: a file in, a model in the host's care out."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import host
+
+
+class LoadCFMModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="FMBoost_LoadCFMModel",
+            display_name="Load CFM Model",
+            category=host.CATEGORY,
+            description=(
+                "Loads a Coupling Flow Matching model, which lifts latents to a larger size. The file knows its latent "
+                f"family, its scale and how it was trained. Models go into models/{host.MODEL_FOLDER}."
+            ),
+            search_aliases=["latent upscaler", "flow matching", "FMBoost", "super resolution model", "upscale model"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=host.model_names(),
+                    tooltip=(
+                        "A model that comes with FMBoost (fmboost-<family>-x<scale>), or a .safetensors file in "
+                        f"models/{host.MODEL_FOLDER}. Choose the family your latents come from: sd15, sdxl, sd3, flux."
+                    ),
+                ),
+            ],
+            outputs=[
+                host.CFMType.Output(
+                    display_name="model", tooltip="The model, for CFM Latent Upscale and Noise Augment."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str) -> str:
+        """Another value, so another load, when the file was replaced."""
+        try:
+            status = host.model_path(model_name).stat()
+        except (ValueError, OSError):
+            return "missing"
+        return f"{status.st_mtime_ns}:{status.st_size}"
+
+    @classmethod
+    def execute(cls, model_name: str) -> io.NodeOutput:
+        return io.NodeOutput(host.load_model(model_name))

@@ -1,0 +1,108 @@
+"""Noise Augment: the noise of paper 3.2.3 as a node of its own.
+
+The paper noises the source of the flow only, after upsampling, and keeps the conditioning clean. So the output
+carries the clean latent and how it was noised beside the noised samples: CFM Latent Upscale takes the former, every
+other node the latter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..fmboost_core.noise import augment, draw_noise
+from . import host
+
+KEY = "fmboost_noise"
+
+
+class Noise(NamedTuple):
+    """What lies under `KEY`: `clean` are raw latents (B, C, h, w), image b was noised from (seed, batch_index[b])."""
+
+    clean: Tensor
+    noise_step: int
+    seed: int
+    batch_index: list[int]
+    space: str
+
+
+def noised(noise: Noise) -> Tensor:
+    """Raw latents with the noise `noise` describes."""
+    scaling = host.latent_format(noise.space)
+    drawn = draw_noise(noise.clean.shape, noise.seed, noise.batch_index).to(noise.clean)
+    return scaling.process_out(augment(scaling.process_in(noise.clean), noise.noise_step, drawn))
+
+
+def noise_behind(latents: host.Latents) -> Noise | None:
+    """How these samples were noised, for those of the batch that are left; None if they are not (or no longer) the
+    output of Noise Augment: nodes in between copy unknown keys along with samples of their own."""
+    noise: Noise | None = latents.origin.get(KEY)
+    if noise is None:
+        return None
+    kept = host.rows(noise.batch_index, latents.batch_index)
+    if kept is None:
+        return None
+    noise = noise._replace(clean=noise.clean[kept], batch_index=latents.batch_index)
+    if noise.clean.shape != latents.raw.shape:
+        return None
+    expected = noised(noise)
+    # Within the rounding of half precision, in which some hosts pass latents.
+    same = torch.allclose(expected, latents.raw.to(expected), rtol=1e-2, atol=1e-2 * float(expected.std()))
+    return noise if same else None
+
+
+class NoiseAugment(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="FMBoost_NoiseAugment",
+            display_name="Noise Augment",
+            category=host.CATEGORY,
+            description=(
+                "Adds noise to latents on the schedule CFM models are trained with. In front of CFM Latent Upscale it "
+                "sets how far the result may leave its input: more noise, more invented detail."
+            ),
+            search_aliases=["noise augmentation", "add noise", "detail strength", "FMBoost", "flow matching"],
+            inputs=[
+                host.CFMType.Input("model", tooltip="The CFM model, which knows its latent family and noise schedule."),
+                io.Latent.Input("samples", tooltip="The latents to add noise to, from KSampler or VAE Encode."),
+                io.Int.Input(
+                    "noise_step",
+                    default=-1,
+                    min=-1,
+                    max=999,
+                    tooltip=(
+                        "How much noise, as a step of the cosine schedule: -1 as the model was trained, 0 none, "
+                        "200 little, 400 a third of the power, 999 all."
+                    ),
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise: an image with the same seed gets the same, alone or in a batch, on any device.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="samples",
+                    tooltip=(
+                        "The noised latents. CFM Latent Upscale still sees the clean ones, and draws this noise at the "
+                        "size of its result."
+                    ),
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: host.HostModel, samples: dict[str, Any], noise_step: int, seed: int) -> io.NodeOutput:
+        latents = host.Latents(samples)
+        model.check_latents(latents.raw)
+        step = model.config.flow.noise_step if noise_step < 0 else noise_step
+        noise = Noise(latents.raw, step, seed, latents.batch_index, model.space.name)
+        return io.NodeOutput(latents.repack(noised(noise), **{KEY: noise}))
