@@ -1,0 +1,109 @@
+"""The models that ship, on the latents that ship: a broken weight file or a changed sampler shows here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from fmboost_core import load_model, load_vae, shipped_models
+from fmboost_core.checkpoint import shipped_vae
+from fmboost_core.cli import DEFAULT_MODEL, main
+from fmboost_core.demo import read_examples, run_demo
+from fmboost_core.train.objectives import context_of
+from fmboost_core.upsample import upsample
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(out)]) == 0
+    return out, json.loads((out / "report.json").read_text())
+
+
+def test_examples_are_aligned_pairs_with_an_origin():
+    examples = read_examples()
+    assert len(examples) >= 4
+    for example in examples:
+        assert "; " in example["origin"]  # source and licence
+        assert example["high"].shape == example["psu"].shape
+        # A latent channel is a smooth enough picture that the enlarged low one correlates with the high one where
+        # they lie, and less where they are shifted.
+        enlarged = upsample(example["low"], 2, "bilinear")
+        here = torch.corrcoef(torch.stack([enlarged.flatten(), example["high"].flatten()]))[0, 1]
+        moved = torch.corrcoef(torch.stack([enlarged.roll(6, 3).flatten(), example["high"].flatten()]))[0, 1]
+        assert here > moved + 0.05
+
+
+def test_the_demo_shows_a_lift_nearer_to_the_truth_than_interpolation(report):
+    out, figures = report
+    cfm, nearest, bilinear = (figures["methods"][name] for name in ("CFM", "nearest", "bilinear"))
+    assert cfm["latent_mse"] < nearest["latent_mse"]
+    assert cfm["psnr_db"] > max(nearest["psnr_db"], bilinear["psnr_db"]) + 0.5
+    assert cfm["patch_distance"] < min(nearest["patch_distance"], bilinear["patch_distance"])
+    assert 0.7 < cfm["high_frequency"] < 1.15
+    assert figures["methods"]["truth"]["patch_distance"] == 0
+    picture = Image.open(out / "demo.png")
+    assert picture.size == (4 * 512, len(figures["photos"]) * 512)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_models()))
+def test_shipped_models_keep_their_floors(name, report, tmp_path):
+    if name == DEFAULT_MODEL:
+        figures = report[1]
+    else:
+        figures = run_demo(load_model(name), load_vae(shipped_vae("sd15"), space="sd15"), tmp_path)
+    lifted, floor = figures["methods"]["CFM"], FLOORS[name]
+    assert lifted["latent_mse"] < floor["latent_mse"]
+    assert lifted["psnr_db"] > floor["psnr_db"]
+    assert floor["sharp"][0] < lifted["high_frequency"] < floor["sharp"][1]
+
+
+FLOORS = {"fmboost-sd15-x2": {"latent_mse": 0.40, "psnr_db": 22.0, "sharp": (0.7, 1.2)}}
+
+
+def test_half_precision_weights_give_the_same_lift():
+    exact, half = (load_model("fmboost-sd15-x2", dtype=d) for d in (torch.float32, torch.bfloat16))
+    example = read_examples()[0]
+    low = example["low"][..., :16, :16]
+    context = context_of(exact.config.flow, example)[..., :32, :32]
+    exact, half = (model.upscale(low, context=context, back_projection=0) for model in (exact, half))
+    assert half.dtype == torch.float32
+    assert (half - exact).std() < 0.05 * exact.std()
+
+
+def test_a_photo_becomes_twice_its_size(tmp_path, capsys):
+    Image.effect_noise((136, 104), 60).convert("RGB").save(tmp_path / "in.png")
+    assert main(["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--steps", "2"]) == 0
+    assert Image.open(tmp_path / "out.png").size == (272, 208)
+    assert "17x13 -> 34x26 latents, 2 evaluations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["upscale", "nowhere.jpg", "-o", "x.png"], "nowhere.jpg"),
+        (["upscale", __file__, "-o", "x.png"], "not a picture"),
+        (["upscale", __file__, "-o", "x.png", "--model", "none"], "no model none"),
+        (["upscale", __file__, "-o", "x.png", "--vae", "nowhere"], "no autoencoder at nowhere"),
+        (["demo", "--steps", "0", "--out", "never"], "steps is 0"),
+    ],
+)
+def test_a_mistake_is_a_sentence(capsys, args, sentence):
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+def test_a_trajectory_is_a_strip_of_states_above_estimates(tmp_path, capsys):
+    Image.effect_noise((64, 48), 60).convert("RGB").save(tmp_path / "in.png")
+    args = ["trajectory", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--frames", "3", "--steps", "2"]
+    assert main(args) == 0
+    strip = Image.open(tmp_path / "out.png")
+    assert strip.size == (3 * 128, 2 * 96)
+    ends = [strip.crop((256, top, 384, top + 96)).tobytes() for top in (0, 96)]
+    assert ends[0] == ends[1]  # at t = 1 the state is its own estimate
+    assert "0.00, 0.50, 1.00" in capsys.readouterr().out

@@ -1,0 +1,246 @@
+"""TAESD-layout autoencoders: every published arrangement of the files loads, everything else is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from fmboost_core.latent_spaces import LATENT_SPACES
+from fmboost_core.upsample import upsample
+from fmboost_core.vae import load_vae
+
+WIDTH = 8
+CONV = (0, 2, 4)  # of a block
+
+
+def layers(channels, decoder):
+    """Names and shapes as in madebyollin/taesd: block, then three times resampling and three blocks."""
+    first, last = ((channels, WIDTH), (WIDTH, 3)) if decoder else ((3, WIDTH), (WIDTH, channels))
+    blocks = [3, 4, 5, 8, 9, 10, 13, 14, 15, 18] if decoder else [1, 3, 4, 5, 7, 8, 9, 11, 12, 13]
+    resample = [7, 12, 17] if decoder else [2, 6, 10]
+    yield f"{1 if decoder else 0}", *first, True
+    for n in blocks:
+        yield from ((f"{n}.conv.{k}", WIDTH, WIDTH, True) for k in CONV)
+    yield from ((f"{n}", WIDTH, WIDTH, False) for n in resample)
+    yield f"{19 if decoder else 14}", *last, True
+
+
+def weights(channels, decoder, seed=0):
+    generator = torch.Generator().manual_seed(seed + decoder)
+    state = {}
+    for name, c_in, c_out, bias in layers(channels, decoder):
+        state[f"{name}.weight"] = torch.randn(c_out, c_in, 3, 3, generator=generator) * (2 / (9 * c_in)) ** 0.5
+        if bias:
+            state[f"{name}.bias"] = torch.randn(c_out, generator=generator) * 0.1
+    return state
+
+
+def run(state, x, decoder):
+    """The two nets of madebyollin/taesd, written out."""
+
+    def conv(name, x, stride=1):
+        return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), padding=1, stride=stride)
+
+    def block(n, x):
+        return F.relu(conv(f"{n}.conv.4", F.relu(conv(f"{n}.conv.2", F.relu(conv(f"{n}.conv.0", x))))) + x)
+
+    if decoder:
+        x = F.relu(conv("1", torch.tanh(x / 3) * 3))
+        for first in (3, 8, 13):
+            for n in range(first, first + 3):
+                x = block(n, x)
+            x = conv(f"{first + 4}", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        return conv("19", block(18, x)).clamp(0, 1)
+    x = block(1, conv("0", x))
+    for first in (2, 6, 10):
+        x = conv(f"{first}", x, stride=2)
+        for n in range(first + 1, first + 4):
+            x = block(n, x)
+    return conv("14", x)
+
+
+def save(state, path):
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+
+
+def write_pair(folder, suffix=".safetensors", stem="taesd", channels=4):
+    for name in ("encoder", "decoder"):
+        save(weights(channels, name == "decoder"), folder / f"{stem}_{name}{suffix}")
+    return folder / f"{stem}_encoder{suffix}"
+
+
+def check(vae, channels=4):
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, channels, 2, 3, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(vae.encode(images), run(weights(channels, False), images, False), rtol=0, atol=1e-5)
+    torch.testing.assert_close(vae.decode(latents), run(weights(channels, True), latents, True), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("given", ["encoder", "decoder"])
+def test_either_file_of_a_pair_finds_the_other(tmp_path, suffix, given):
+    write_pair(tmp_path, suffix)
+    vae = load_vae(tmp_path / f"taesd_{given}{suffix}")
+    assert vae.space.name == "sd15"
+    assert not vae.training and not any(p.requires_grad for p in vae.parameters())
+    check(vae)
+
+
+@pytest.mark.parametrize("space", LATENT_SPACES.values(), ids=lambda s: s.name)
+def test_every_family_is_known_by_its_file_names_and_in_a_folder(tmp_path, space):
+    for s in LATENT_SPACES.values():
+        write_pair(tmp_path, stem=s.taesd, channels=s.channels)
+    by_name = load_vae(tmp_path / f"{space.taesd}_encoder.safetensors")
+    assert by_name.space == load_vae(tmp_path, space=space.name).space == space
+    check(by_name, space.channels)
+
+
+def diffusers(name, state):
+    """AutoencoderTiny of diffusers counts the decoder's layers without the clamp in front."""
+    shift = 1 if name == "decoder" else 0
+    return {f"{name}.layers.{int(k.split('.', 1)[0]) - shift}.{k.split('.', 1)[1]}": v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("layout", ["encoder.", "taesd_encoder.", "diffusers"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_one_file_with_both_nets(tmp_path, layout, suffix):
+    both = {}
+    for name in ("encoder", "decoder"):
+        state = weights(4, name == "decoder")
+        prefix = layout.replace("encoder", name)
+        both |= diffusers(name, state) if layout == "diffusers" else {prefix + k: v for k, v in state.items()}
+    save(both, tmp_path / f"any{suffix}")
+    check(load_vae(tmp_path / f"any{suffix}", space="sdxl"))
+
+
+def test_half_precision_answers_in_float32(tmp_path):
+    vae = load_vae(write_pair(tmp_path), dtype=torch.bfloat16)
+    latents = vae.encode(torch.rand(1, 3, 16, 16))
+    assert latents.dtype == vae.decode(latents).dtype == torch.float32
+
+
+def test_images_are_clamped(tmp_path):
+    image = load_vae(write_pair(tmp_path)).decode(20 * torch.randn(1, 4, 4, 4))
+    assert image.min() == 0 and image.max() == 1
+
+
+def test_large_pictures_in_windows_agree_away_from_the_seams(tmp_path):
+    vae = load_vae(write_pair(tmp_path))
+    latents = torch.randn(1, 4, 70, 30, generator=torch.Generator().manual_seed(3))
+    whole = vae.decode(latents)
+    vae.tile = 64
+    windows = vae.decode(latents)
+    assert whole.shape == windows.shape == (1, 3, 560, 240)
+    torch.testing.assert_close(windows[:, :, :24], whole[:, :, :24], rtol=0, atol=1e-4)  # the first window alone
+    assert (windows - whole).abs().mean() < 0.01
+
+
+def test_it_serves_as_the_vae_of_pixel_space_upsampling(tmp_path):
+    vae = load_vae(write_pair(tmp_path))
+    low = torch.randn(1, 4, 3, 4, generator=torch.Generator().manual_seed(4))
+    pixels = F.interpolate(vae.decode(low), scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(upsample(low, 2, "psu", vae), vae.encode(pixels))
+
+
+# --- refusals
+
+
+def test_a_missing_sibling_is_named(tmp_path):
+    write_pair(tmp_path)
+    (tmp_path / "taesd_decoder.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="holds only the encoder: expected its decoder beside it, as taesd_decoder"
+    ):
+        load_vae(tmp_path / "taesd_encoder.safetensors")
+
+
+def test_a_single_file_of_another_name_has_no_sibling(tmp_path):
+    save(weights(4, True), tmp_path / "mine.safetensors")
+    with pytest.raises(FileNotFoundError, match="holds only the decoder"):
+        load_vae(tmp_path / "mine.safetensors", space="sd15")
+
+
+def test_a_wrong_sibling_is_named(tmp_path):
+    path = write_pair(tmp_path)
+    save(weights(4, False), tmp_path / "taesd_decoder.safetensors")
+    with pytest.raises(ValueError, match="taesd_decoder.safetensors is not a TAESD decoder"):
+        load_vae(path)
+
+
+def test_a_pair_of_two_families_does_not_fit(tmp_path):
+    path = write_pair(tmp_path)
+    save(weights(16, True), tmp_path / "taesd_decoder.safetensors")
+    with pytest.raises(ValueError, match="is not a TAESD autoencoder: .*size mismatch"):
+        load_vae(path)
+
+
+def test_the_wrong_family_is_named(tmp_path):
+    path = write_pair(tmp_path)
+    with pytest.raises(ValueError, match="makes latents of 4 channels: flux latents have 16; choose"):
+        load_vae(path, space="flux")
+
+
+def test_an_unknown_family_must_be_said(tmp_path):
+    path = write_pair(tmp_path, stem="tiny")
+    with pytest.raises(ValueError, match=r"does not tell its latent space \(sd15 or sdxl fit\): say which, as space="):
+        load_vae(path)
+    check(load_vae(path, space="sdxl"))
+    with pytest.raises(ValueError, match="unknown latent space 'sd2'"):
+        load_vae(path, space="sd2")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no autoencoder at .*nothing.pth: expected a TAESD file"):
+        load_vae(tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match="is a folder: give the encoder file in it, or the latent space wanted"):
+        load_vae(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no taesd_encoder.safetensors or .pth for sd15 latents"):
+        load_vae(tmp_path, space="sd15")
+
+
+FOREIGN = {
+    "full autoencoder": {
+        "encoder.conv_in.weight": torch.zeros(8, 3, 3, 3),
+        "decoder.conv_in.weight": torch.zeros(8, 4, 3, 3),
+    },
+    "diffusion model": {"model.diffusion_model.out.2.weight": torch.zeros(4, 8, 3, 3)},
+    "another sequence": {"0.weight": torch.zeros(8, 3, 3, 3), "1.weight": torch.zeros(8, 8)},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("state", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("space", [None, "sd15"])
+def test_foreign_weights_are_refused_as_such(tmp_path, state, suffix, space):
+    save(state, tmp_path / f"taesd_encoder{suffix}")
+    with pytest.raises(ValueError, match="is not a TAESD"):
+        load_vae(tmp_path / f"taesd_encoder{suffix}", space=space)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02K\x01."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_unreadable_files_are_refused(tmp_path, content, suffix):
+    path = tmp_path / f"taesd_encoder{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as weights|is not a TAESD"):
+        load_vae(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"0.weight": 3}, {0: torch.zeros(1)}, None])
+def test_pth_files_with_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "taesd_encoder.pth")
+    with pytest.raises(ValueError, match="is not a TAESD|cannot be read"):
+        load_vae(tmp_path / "taesd_encoder.pth")
+
+
+def test_shapes_are_checked(tmp_path):
+    vae = load_vae(write_pair(tmp_path))
+    for shape in [(1, 3, 12, 16), (1, 4, 16, 16), (3, 16, 16)]:
+        with pytest.raises(ValueError, match=r"images of shape .* expected \(B, 3, H, W\) with H and W multiples of 8"):
+            vae.encode(torch.zeros(shape))
+    for shape in [(1, 16, 4, 4), (4, 4, 4)]:
+        with pytest.raises(ValueError, match=r"latents of shape .* sd15 autoencoder expects \(B, 4, h, w\)"):
+            vae.decode(torch.zeros(shape))

@@ -1,0 +1,22 @@
+"""What ships is small, in half precision, and described."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from fmboost_core.checkpoint import read_model_file, shipped_models
+
+
+@pytest.mark.parametrize("name", sorted(shipped_models()))
+def test_a_shipped_model_is_small_and_has_a_card_of_its_own(name):
+    path = shipped_models()[name]
+    config, weights = read_model_file(path)
+    assert sum(w.numel() for w in weights.values()) <= 8_000_000
+    assert path.stat().st_size <= 16 * 2**20
+    assert {w.dtype for w in weights.values()} == {torch.float16}
+    assert config.license
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in card

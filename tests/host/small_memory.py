@@ -1,0 +1,99 @@
+"""What cannot be reached over HTTP on a CPU: memory that is not enough, half precision that overflows.
+
+`python small_memory.py COMFYUI BASE PACK`, run by ComfyUI's Python in one process with its modules; leaves what it
+found in BASE/found.json.
+"""
+
+import asyncio
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+
+comfy_path, base, pack = sys.argv[1:4]
+sys.path.insert(0, comfy_path)
+sys.argv = ["comfy", "--cpu", "--base-directory", base]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as mm  # noqa: E402
+import torch  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("pack", Path(pack) / "__init__.py", submodule_search_locations=[pack])
+sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["pack"])
+nodes = {
+    node.define_schema().node_id: node
+    for node in asyncio.run(asyncio.run(sys.modules["pack"].comfy_entrypoint()).get_node_list())
+}
+
+
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def load(name: str):
+    return nodes["FMBoost_LoadCFMModel"].execute(name).result[0]
+
+
+def lift(model, low: torch.Tensor, **settings) -> torch.Tensor:
+    node = nodes["FMBoost_CFMLatentUpscale"]
+    return node.execute(model, {"samples": low}, 2, 0, **settings).result[0]["samples"]
+
+
+def limit(model, area: int) -> None:
+    """Let the network run out of memory, as the GPU would, on more than `area` latents."""
+    forward = type(model.net).forward
+
+    def limited(x, t, context):
+        if x.shape[2] * x.shape[3] > area:
+            raise mm.OOM_EXCEPTION("out of memory")
+        return forward(model.net, x, t, context)
+
+    model.net.forward = limited
+
+
+with torch.inference_mode():
+    log = Lines()
+    logging.getLogger("pack").addHandler(log)
+    low = 5 * torch.randn(1, 4, 24, 20, generator=torch.Generator().manual_seed(0))
+    model = load("random.safetensors")
+    whole, tiled = lift(model, low), lift(model, low, tile_size=16)
+    limit(model, 32 * 32)
+    fallback = lift(model, low)
+    found = {"fallback": torch.equal(fallback, tiled), "tiled is another": not torch.equal(whole, tiled)}
+    limit(model, 8 * 8)
+    try:
+        lift(model, low)
+    except mm.OOM_EXCEPTION:
+        found["second time"] = "raised"
+    found["out of memory"] = [line for line in log.lines if "out of memory" in line]
+
+    large = load("large.safetensors")
+    half = large.variant(dtype=torch.float16)
+    plain = half.upscale(low * 0.18215, steps=2)
+    found["half is finite"] = bool(plain.isfinite().all())
+    found["repeated in float32"] = torch.equal(lift(half, low), lift(large, low))
+    found["overflow"] = [line for line in log.lines if "overflow" in line]
+    # No TAESD in this base folder: the autoencoder that ships, where one does; another family has none.
+    core = sys.modules["pack.fmboost_core.checkpoint"]
+    shipped = core.shipped_vae("sd15")
+    if shipped is not None:
+        vae = sys.modules["pack.fmboost_core.vae"].load_vae(shipped)
+        expected = vae.encode(
+            torch.nn.functional.interpolate(vae.decode(low * 0.18215), scale_factor=2, mode="bilinear")
+        )
+        found["shipped vae"] = float((lift(load("psu.safetensors"), low) * 0.18215 - expected).abs().max())
+    try:
+        lift(load("psu-sdxl.safetensors"), low)
+    except ValueError as error:
+        found["no vae"] = str(error)
+Path(base, "found.json").write_text(json.dumps(found))

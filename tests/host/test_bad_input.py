@@ -1,0 +1,135 @@
+"""What users get wrong: every time one clear sentence, and the server goes on working."""
+
+from __future__ import annotations
+
+import pytest
+import small_models
+import torch
+from conftest import run_api
+from graphs import latents, lift, lift_graph, load
+
+
+def refusal(server, graph) -> str:
+    """The sentence the server refuses `graph` with. It names the node, is one line long, and no traceback follows."""
+    with pytest.raises(run_api.WorkflowError) as caught:
+        server.run(graph)
+    sentence = str(caught.value)
+    assert "Traceback" not in sentence
+    assert len(sentence.splitlines()) == 1
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "advice"),
+    [
+        ("truncated", "not a safetensors file", "get it again"),
+        ("empty", "empty.safetensors", "get it again"),
+        ("pickle", "not a safetensors file", "get it again"),
+        ("gan-upscaler", "not an FMBoost model", "choose a CFM model file"),
+    ],
+)
+def test_files_that_are_no_models(server, tmp_path, name, found, advice):
+    sentence = refusal(server, lift_graph(tmp_path, latents(), f"{name}.safetensors"))
+    assert found in sentence
+    assert advice in sentence
+
+
+def test_a_model_that_is_not_in_the_list(server, tmp_path):
+    sentence = refusal(server, lift_graph(tmp_path, latents(), "never-there.safetensors"))
+    assert "never-there.safetensors" in sentence
+    assert "model_name" in sentence
+
+
+def test_a_path_out_of_the_folder_is_no_model(server, tmp_path):
+    outside = tmp_path / "outside.safetensors"
+    small_models.write(outside, small_models.config())
+    assert "not in" in refusal(server, lift_graph(tmp_path, latents(), f"../../../../../../{outside}"))
+
+
+def test_a_model_deleted_after_the_list_was_read_then_replaced(server, tmp_path):
+    path = server.models / "short-lived.safetensors"
+    small_models.write(path, small_models.config())
+    low = latents()
+    before = lift(server, tmp_path, low, path.name)["samples"]
+    small_models.write(path, small_models.config(scale=4))
+    assert lift(server, tmp_path, low, path.name)["samples"].shape[-1] == 2 * before.shape[-1]  # read anew
+    path.unlink()
+    assert path.name in refusal(server, lift_graph(tmp_path, low, path.name))
+
+
+ODD = {
+    "zeros": (torch.zeros(1, 4, 8, 8), "all zeros"),
+    "not a number": (torch.full((1, 4, 8, 8), torch.nan), "not finite"),
+    "infinite": (torch.full((1, 4, 8, 8), torch.inf), "not finite"),
+    "three channels": (torch.ones(1, 3, 8, 8), "sd15 latents, (B, 4, h, w)"),
+    "sixteen channels": (torch.ones(1, 16, 8, 8), "(1, 16, 8, 8)"),
+    "a video": (torch.ones(1, 4, 5, 8, 8), "5 frames"),
+    "sound": (torch.ones(1, 64, 8), "(1, 64, 8)"),
+    "nested": ([torch.ones(1, 4, 1, 8, 8), torch.ones(1, 8, 9)], "several latents"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("node", ["upscale", "noise"])
+def test_latents_that_are_no_pictures(server, tmp_path, kind, node):
+    samples, found = ODD[kind]
+    graph = lift_graph(tmp_path, {"samples": samples})
+    if node == "noise":
+        augment = {"model": ["1", 0], "samples": ["2", 0], "noise_step": 100, "seed": 0}
+        graph["3"] = {"class_type": "FMBoost_NoiseAugment", "inputs": augment}
+    assert found in refusal(server, graph)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"solver": "magic"}, "magic"),
+        ({"noise_step": 1000}, "noise_step"),
+        ({"tile_size": 8}, "tile_size is 8"),
+        ({"latent_space": "flux"}, "flux (16 channels)"),
+    ],
+)
+def test_settings_out_of_range(server, tmp_path, inputs, found):
+    assert found in refusal(server, lift_graph(tmp_path, latents(), **inputs))
+
+
+def test_steps_0_through_a_link_which_the_host_does_not_check(server, tmp_path):
+    graph = lift_graph(tmp_path, latents(), steps=["5", 0])
+    graph["5"] = {"class_type": "PrimitiveInt", "inputs": {"value": 0}}
+    assert "steps is 0: expected a whole number from 1" in refusal(server, graph)
+
+
+def test_a_source_of_another_size(server, tmp_path):
+    sentence = refusal(server, lift_graph(tmp_path, latents(), source=["2", 0]))
+    assert "(1, 4, 8, 8)" in sentence
+    assert "(1, 4, 16, 16)" in sentence
+
+
+def test_a_vae_of_another_family(server, tmp_path):
+    graph = lift_graph(tmp_path, latents(), "identity-psu.safetensors", vae=["5", 0])
+    graph["5"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taef1"}}
+    sentence = refusal(server, graph)
+    assert "16 channels" in sentence
+    assert "sd15" in sentence
+
+
+def test_two_models_of_different_families_each_refuse_the_others_latents(server, tmp_path):
+    graph = lift_graph(tmp_path, latents())
+    graph["5"] = load("random-flux.safetensors")
+    graph["6"] = {**graph["3"], "inputs": {**graph["3"]["inputs"], "model": ["5", 0], "samples": ["3", 0]}}
+    graph["4"]["inputs"]["samples"] = ["6", 0]
+    sentence = refusal(server, graph)
+    assert "(1, 4, 16, 16)" in sentence
+    assert "flux latents" in sentence
+
+
+def test_a_network_that_overflows(server, tmp_path):
+    sentence = refusal(server, lift_graph(tmp_path, latents(), "overflowing.safetensors"))
+    assert "overflowing.safetensors" in sentence
+    assert "not finite" in sentence
+
+
+def test_after_all_that_the_server_still_works(server, tmp_path):
+    low = latents()
+    assert torch.isfinite(lift(server, tmp_path, low, "random.safetensors")["samples"]).all()

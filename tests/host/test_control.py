@@ -1,0 +1,193 @@
+"""Progress, preview, cancel, repeated and simultaneous use of a real ComfyUI."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import PACK, Server, run_api
+from graphs import latents, lift, lift_graph
+
+LONG = {"steps": 200}  # newer hosts report every half per cent at most
+
+
+def start(client, graph, **extra):
+    """Queue `graph` and wait until its first evaluations are reported; returns the events and the prompt."""
+    events = client.listen()
+    prompt = client.queue(graph, **extra)
+    reported = (e for e in events if isinstance(e, dict) and e["type"] == "progress" and e["data"]["value"] > 1)
+    next(reported)
+    return events, prompt
+
+
+def last_progress(events, end: str) -> int:
+    """The last evaluation reported before event `end`."""
+    value = 0
+    for event in events:
+        if isinstance(event, dict) and event["type"] == "progress":
+            value = event["data"]["value"]
+        if isinstance(event, dict) and event["type"] == end:
+            return value
+    raise AssertionError(f"no {end}")
+
+
+def test_every_evaluation_is_reported(server, tmp_path):
+    seen = []
+    graph = lift_graph(tmp_path, latents(2), steps=3, solver="heun")
+    server.run(graph, lambda node, value, total: seen.append((node, value, total)))
+    assert seen[-1] == ("3", 12, 12)
+    assert [value for _, value, _ in seen] == sorted({value for _, value, _ in seen})
+    assert "2 x (8x8 -> 16x16 latent, 128x128 pixels), heun, 12 evaluations" in server.log
+
+
+@pytest.mark.parametrize("method", ["latent2rgb", "taesd"])
+def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method):
+    client, pictures = server.client(), []
+    with client.listen() as events:
+        prompt = client.queue(lift_graph(tmp_path, latents(1, 12, 8), steps=3), preview_method=method)
+        for event in events:
+            if isinstance(event, bytes):
+                pictures.append(event)
+            elif event["type"] == "execution_success" and event["data"]["prompt_id"] == prompt:
+                break
+    assert len(pictures) == 3
+    kind, encoding = int.from_bytes(pictures[0][:4], "big"), int.from_bytes(pictures[0][4:8], "big")
+    assert (kind, encoding) == (1, 1)  # a preview, as JPEG
+    from io import BytesIO
+
+    from PIL import Image
+
+    width, height = Image.open(BytesIO(pictures[-1][8:])).size
+    assert height / width == pytest.approx(12 / 8, rel=0.05)
+
+
+def test_a_cancel_is_obeyed_within_one_evaluation_and_the_next_run_works(server, tmp_path):
+    """Evaluations take a few tenths of a second here, far longer than a request or an event on its way."""
+    client = server.client()
+    events, prompt = start(client, lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))
+    done = []
+
+    def follow():
+        for event in events:
+            if isinstance(event, dict) and event["type"] == "progress":
+                done.append(event["data"]["value"])
+            if isinstance(event, dict) and event["type"] == "execution_interrupted":
+                return
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    time.sleep(3)
+    before = len(done)
+    client.cancel(prompt)
+    follower.join(30)
+    assert not follower.is_alive()
+    assert before > 0
+    assert len(done) - before <= 2  # the one under way when the server hears of it, and its report
+    with pytest.raises(run_api.WorkflowError, match="interrupted"):
+        client.finished(prompt)
+    assert lift(server, tmp_path, latents())["samples"].shape == (1, 4, 16, 16)
+
+
+def test_a_cancel_stops_between_the_tiles_of_one_evaluation(server, tmp_path):
+    """One evaluation of this run takes hundreds of tiles."""
+    client = server.client()
+    graph = lift_graph(tmp_path, latents(1, 160, 160), "random.safetensors", steps=1, tile_size=16)
+    with client.listen() as events:
+        prompt = client.queue(graph)
+        next(e for e in events if isinstance(e, dict) and e["type"] == "executing" and e["data"]["node"] == "3")
+        time.sleep(1)
+        asked = time.monotonic()
+        client.cancel(prompt)
+        assert last_progress(events, "execution_interrupted") == 0
+    assert time.monotonic() - asked < 2
+
+
+def test_the_same_graph_twenty_times(server, tmp_path):
+    client = server.client()
+    with client.listen() as events:
+        prompts = {client.queue(lift_graph(tmp_path, latents(), "random.safetensors", seed=k)) for k in range(20)}
+        for event in events:
+            if isinstance(event, dict) and event["type"] == "execution_success":
+                prompts.discard(event["data"]["prompt_id"])
+            if not prompts:
+                break
+    assert not prompts
+
+
+def test_free_between_runs(server, tmp_path):
+    first = lift(server, tmp_path, latents(), "random.safetensors", seed=1)["samples"]
+    server.client().post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1.5)  # the queue looks at it once a second
+    assert first.equal(lift(server, tmp_path, latents(), "random.safetensors", seed=1)["samples"])
+
+
+def test_two_clients_and_the_cancel_of_one(server, tmp_path):
+    first, second = server.client(), server.client()
+    events, prompt = start(first, lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))
+    done = []
+    graph = lift_graph(tmp_path, latents(), steps=1)
+    waiting = threading.Thread(target=lambda: done.append(second.run(graph)))
+    waiting.start()
+    time.sleep(0.5)
+    assert not done
+    first.cancel(prompt)
+    waiting.join(20)
+    assert done
+    last_progress(events, "execution_interrupted")
+
+
+def run_script(server, *arguments):
+    command = [sys.executable, PACK / "workflows" / "api" / "run.py", *arguments, "--server", server.url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_script_runs_a_photo_with_overrides(server, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 96), (30, 60, 200)).save(tmp_path / "blue.png")
+    done = run_script(
+        server,
+        PACK / "workflows" / "api" / "fmboost_photo_upscale.json",
+        *("--upload", f"LoadImage.image={tmp_path / 'blue.png'}"),
+        *("--set", "FMBoost_LoadCFMModel.model_name=identity.safetensors"),
+        *("--set", "FMBoost_CFMLatentUpscale.steps=2"),
+        *("-o", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2/2" in done.stderr
+    (path,) = done.stdout.split()
+    assert Image.open(path).size == (128, 192)
+
+
+def test_the_script_fails_with_the_servers_sentence(server, tmp_path):
+    workflow = PACK / "workflows" / "api" / "fmboost_photo_upscale.json"
+    done = run_script(server, workflow, "--set", "FMBoost_LoadCFMModel.model_name=no-such-model")
+    assert done.returncode == 1
+    assert "no-such-model" in done.stderr
+    done = run_script(server, workflow, "--set", "KSampler.steps=2")
+    assert done.returncode == 2
+    assert "'KSampler' is 0 nodes of the workflow" in done.stderr
+
+
+def test_the_script_says_so_when_there_is_no_server_and_when_it_dies(comfy, tmp_path):
+    workflow = PACK / "workflows" / "api" / "fmboost_photo_upscale.json"
+    script = [sys.executable, PACK / "workflows" / "api" / "run.py"]
+    done = subprocess.run([*script, workflow, "--server", "http://127.0.0.1:9"], capture_output=True, text=True)
+    assert (done.returncode, "no answer from" in done.stderr) == (3, True)
+    server = Server(comfy, tmp_path / "comfy")
+    from small_models import config, write
+
+    write(server.models / "random.safetensors", config(), gain=0.05)
+    try:
+        client = server.start().client()
+        start(client, lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))
+        threading.Timer(1, lambda: os.kill(server.process.pid, signal.SIGKILL)).start()
+        with pytest.raises((ConnectionError, OSError)):
+            client.run(lift_graph(tmp_path, latents(), "random.safetensors"))
+    finally:
+        server.stop()

@@ -1,0 +1,211 @@
+"""CFM Latent Upscale and Noise Augment in a real ComfyUI, checked on numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import latents, lift, lift_graph, output_of
+
+import fmboost_core
+
+SCALING = {"sd15": (0.18215, 0.0), "sdxl": (0.13025, 0.0), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159)}
+
+
+def nearest(x: torch.Tensor, scale: int = 2) -> torch.Tensor:
+    return x.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (7, 13), (3, 40)])
+def test_identity_flow_gives_the_upsampled_latent_at_any_size(server, tmp_path, size):
+    low = latents(2, *size)
+    high = lift(server, tmp_path, low)["samples"]
+    assert high.dtype == torch.float32
+    torch.testing.assert_close(high, nearest(low), rtol=1e-5, atol=1e-5)
+
+
+def test_the_scale_is_the_models(server, tmp_path):
+    low = latents()
+    high = lift(server, tmp_path, low, "identity-x4.safetensors")["samples"]
+    torch.testing.assert_close(high, nearest(low, 4), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", SCALING)
+def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path, space):
+    name = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
+    scale, shift = SCALING[space]
+    low = latents(2, 9, 12, channels=16 if space in ("sd3", "flux") else 4)
+    found = lift(server, tmp_path, low, name, steps=3, seed=7)["samples"]
+    model = fmboost_core.load_model(server.models / name)
+    expected = model.upscale((low - shift) * scale, steps=3, seed=7) / scale + shift
+    assert (expected - nearest(low)).std() > 0.05 * low.std()  # the network does something
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(low.std()))
+
+
+@pytest.mark.parametrize("settings", [{"solver": "rk4"}, {"solver": "dopri5"}, {"tile_size": 16}, {"noise_step": 0}])
+def test_settings_reach_the_library(server, tmp_path, settings):
+    low, rename = latents(1, 24, 20), {"tile_size": "tile"}
+    found = lift(server, tmp_path, low, "random.safetensors", seed=3, **settings)["samples"]
+    model = fmboost_core.load_model(server.models / "random.safetensors")
+    library = {rename.get(name, name): value for name, value in settings.items()}
+    expected = model.upscale(low * 0.18215, steps=2, seed=3, **library) / 0.18215
+    plain = model.upscale(low * 0.18215, steps=2, seed=3) / 0.18215
+    tolerance = 2e-3 * float(low.std())
+    assert (expected - plain).abs().max() > 2 * tolerance
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=tolerance)
+
+
+def test_an_image_is_the_same_alone_and_in_a_batch(server, tmp_path):
+    low = latents(3)
+    batch = lift(server, tmp_path, low, "random.safetensors", seed=5)["samples"]
+    for k in range(3):
+        alone = lift(server, tmp_path, {"samples": low[k : k + 1], "batch_index": [k]}, "random.safetensors", seed=5)
+        assert torch.equal(alone["samples"], batch[k : k + 1])
+    same_picture = lift(server, tmp_path, low[:1].expand(2, -1, -1, -1), "random.safetensors", seed=5)["samples"]
+    assert not torch.allclose(same_picture[0], same_picture[1], atol=0.1)  # each has noise of its own
+
+
+def test_the_seed_is_the_noise_and_nothing_else(server, tmp_path):
+    low = latents()
+    first, again, other = (
+        lift(server, tmp_path, low, "random.safetensors", seed=s)["samples"] for s in (1, 1, 2**64 - 1)
+    )
+    assert torch.equal(first, again)
+    assert (first - other).std() > 0.01 * low.std()
+    first, other = (lift(server, tmp_path, low, seed=s)["samples"] for s in (1, 2))
+    assert torch.equal(first, other)  # trained without noise
+
+
+def test_other_keys_of_the_latent_survive(server, tmp_path):
+    mask = torch.rand(2, 1, 64, 64)
+    latent = {
+        "samples": latents(2),
+        "noise_mask": mask,
+        "batch_index": [4, 9],
+        "something_else": {"a": [1]},
+        "downscale_ratio_spacial": 8,
+    }
+    found = lift(server, tmp_path, latent)
+    assert set(found) == set(latent) - {"downscale_ratio_spacial"}
+    assert torch.equal(found["noise_mask"], mask)
+    assert (found["batch_index"], found["something_else"]) == ([4, 9], {"a": [1]})
+
+
+def test_a_single_frame_keeps_its_fifth_dimension(server, tmp_path):
+    low = latents()
+    found = lift(server, tmp_path, low.unsqueeze(2))["samples"]
+    torch.testing.assert_close(found, nearest(low).unsqueeze(2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_pixel_space_upsampling_through_the_hosts_taesd(server, tmp_path, tile):
+    """The identity flow from psu is decode, bilinear, encode: here by the library's own autoencoder."""
+    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
+    height, width = (12, 36) if tile else (10, 12)  # in latents; the VAE has tiles of 64 at the least
+    colours = torch.rand(1, 3, height // 2, width // 2, generator=torch.Generator().manual_seed(1))
+    low = vae.encode(nearest(colours, 16))
+    pixels = F.interpolate(vae.decode(low), scale_factor=2, mode="bilinear", align_corners=False)
+    expected = vae.encode(pixels)
+    found = lift(server, tmp_path, low / 0.18215, "identity-psu.safetensors", tile_size=tile)["samples"] * 0.18215
+    error = (found - expected).abs()
+    if tile:  # the host blends its tiles, each of which knows less of its surroundings than the whole
+        assert error.mean() < 0.03 * expected.std()
+    else:
+        assert error.max() < 1e-3
+
+
+def test_a_model_that_sees_the_picture_agrees_with_the_library(server, tmp_path):
+    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
+    low = latents(2, 8, 10)
+    model = fmboost_core.load_model(server.models / "random-picture.safetensors")
+    expected = model.upscale(low * 0.18215, steps=2, vae=vae) / 0.18215
+    found = lift(server, tmp_path, low, "random-picture.safetensors")["samples"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low.std()))
+
+
+def test_a_connected_vae_is_used_and_equals_the_default(server, tmp_path):
+    low = latents(1, 8, 8)
+    graph = lift_graph(tmp_path, low, "identity-psu.safetensors", vae=["5", 0])
+    graph["5"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}}
+    server.run(graph)
+    default = lift(server, tmp_path, low, "identity-psu.safetensors")["samples"]
+    assert torch.equal(output_of(graph)["samples"], default)
+
+
+def test_upsampling_can_be_chosen_against_the_model(server, tmp_path):
+    low = latents()
+    found = lift(server, tmp_path, low, upsampling="bilinear")["samples"]
+    expected = F.interpolate(low, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    found = lift(server, tmp_path, low, "identity-psu.safetensors", upsampling="nearest")["samples"]
+    torch.testing.assert_close(found, nearest(low), rtol=1e-5, atol=1e-5)
+
+
+def with_source(tmp_path, low, source, **inputs):
+    graph = lift_graph(tmp_path, low, source=["5", 0], **inputs)
+    torch.save({"samples": source}, tmp_path / "source.in")
+    graph["5"] = {"class_type": "ProbeLoad", "inputs": {"file": str(tmp_path / "source.in")}}
+    return graph
+
+
+def test_a_source_takes_the_place_of_the_upsampled_latent(server, tmp_path):
+    source = latents(1, 16, 16, seed=9)
+    graph = with_source(tmp_path, latents(2), source)
+    server.run(graph)
+    torch.testing.assert_close(output_of(graph)["samples"], source.expand(2, -1, -1, -1), rtol=1e-5, atol=1e-5)
+
+
+def noised_graph(tmp_path, low, model, step, seed, **between):
+    """Noise Augment (5) in front of the lifting, what it gives saved by 6; `between` is a node (7) after it."""
+    graph = lift_graph(tmp_path, low, model, seed=1)
+    graph["5"] = {
+        "class_type": "FMBoost_NoiseAugment",
+        "inputs": {"model": ["1", 0], "samples": ["2", 0], "noise_step": step, "seed": seed},
+    }
+    graph["6"] = {"class_type": "ProbeSave", "inputs": {"samples": ["5", 0], "file": str(tmp_path / "noised.out")}}
+    graph["3"]["inputs"]["samples"] = ["5", 0]
+    if between:
+        between["inputs"]["samples"] = ["5", 0]
+        graph["7"] = between
+        graph["3"]["inputs"]["samples"] = ["7", 0]
+    return graph
+
+
+def test_noise_augment_follows_the_schedule(server, tmp_path):
+    low = latents(2, 32, 32)
+    graph = noised_graph(tmp_path, low, "identity-noise.safetensors", -1, 8)
+    server.run(graph)
+    noised = output_of(graph, "6")["samples"]
+    signal = 0.653904  # of step 400, the model's own
+    noise = (noised * 0.18215 - math.sqrt(signal) * low * 0.18215) / math.sqrt(1 - signal)
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+    assert abs((noise[0] * noise[1]).mean()) < 0.05
+
+
+def test_noise_augment_before_the_upscale_is_the_upscales_own_noise(server, tmp_path):
+    low = latents(2)
+    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8)
+    server.run(graph)
+    expected = lift(server, tmp_path, low, "random.safetensors", seed=8, noise_step=300)["samples"]
+    torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-4, atol=1e-4)
+    assert "fmboost_noise" not in output_of(graph)
+
+
+def test_one_image_of_a_noised_batch_is_still_recognised(server, tmp_path):
+    low = latents(3)
+    pick = {"class_type": "LatentFromBatch", "inputs": {"batch_index": 2, "length": 1}}
+    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8, **pick)
+    server.run(graph)
+    expected = lift(server, tmp_path, low, "random.safetensors", seed=8, noise_step=300)["samples"]
+    torch.testing.assert_close(output_of(graph)["samples"], expected[2:], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_changed_after_noise_augment_are_taken_as_they_are(server, tmp_path):
+    double = {"class_type": "LatentMultiply", "inputs": {"multiplier": 2.0}}
+    graph = noised_graph(tmp_path, latents(), "identity.safetensors", 300, 8, **double)
+    server.run(graph)
+    noised = output_of(graph, "6")["samples"]
+    torch.testing.assert_close(output_of(graph)["samples"], nearest(2 * noised), rtol=1e-5, atol=1e-4)

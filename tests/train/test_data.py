@@ -1,0 +1,150 @@
+"""The data pipeline on pictures whose latents are known in closed form."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from fmboost_core.photos import find_photos, load_photo
+from fmboost_core.train.data import LatentCrops, Variant, cache_latents
+from fmboost_core.upsample import fold_picture
+
+
+class PoolVAE:
+    """An autoencoder one can do in the head: a latent pixel is the mean of 8 x 8 pixels."""
+
+    def encode(self, images):
+        return F.avg_pool2d(images, 8)
+
+    def decode(self, latents):
+        return F.interpolate(latents, scale_factor=8, mode="nearest")
+
+
+def ramp(path, width=320, height=256):
+    """Red is the column over the width, green the row over the height."""
+    x = np.broadcast_to((np.arange(width) + 0.5) / width, (height, width))
+    y = np.broadcast_to(((np.arange(height) + 0.5) / height)[:, None], (height, width))
+    Image.fromarray((np.stack([x, y, 0 * x], -1) * 255).round().astype(np.uint8)).save(path)
+
+
+IDENTITY = {"latent_space": "sd15", "scale": 2}
+
+
+PLAIN = Variant(None)
+
+
+def cached(tmp_path, variants=(PLAIN,), **kw):
+    photos = find_photos(tmp_path / "photos")
+    return cache_latents(
+        photos, variants, tmp_path / "cache", vae=PoolVAE(), scale=2, multiple=16, identity=IDENTITY, **kw
+    )
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    ramp(tmp_path / "photos" / "ramp.png")
+    return tmp_path
+
+
+def test_low_and_high_crops_show_the_same_place(photos):
+    crops = LatentCrops(cached(photos), crop=16, scale=2, seed=3)
+    places = set()
+    for n in range(40):
+        example = crops.example(n)
+        middle = {k: example[k][:2].mean(dim=(1, 2)) for k in ("low", "high", "psu")}
+        one_pixel = torch.tensor([8 / 320, 8 / 256])  # a shift by one high latent pixel
+        assert ((middle["low"] - middle["high"]).abs() < 0.2 * one_pixel).all()
+        assert ((middle["psu"] - middle["high"]).abs() < 0.2 * one_pixel).all()
+        places.add(tuple(middle["high"].tolist()))
+    assert len(places) > 20
+
+
+def test_the_picture_folds_onto_the_latents_it_belongs_to(photos):
+    crops = LatentCrops(cached(photos), crop=16, scale=2, seed=3)
+    for n in range(10):
+        example = crops.example(n)
+        folded = fold_picture(example["picture"][None], 4)[0].unflatten(0, (3, 16)).mean(1)  # colour of each block
+        torch.testing.assert_close((folded[:2] + 1) / 2, example["high"][:2], atol=0.02, rtol=0)
+
+
+def test_latents_are_in_image_coordinates(photos):
+    example = LatentCrops(cached(photos), crop=32, scale=2, seed=0).examples[0]
+    columns = (torch.arange(40) * 8 + 4) / 320
+    torch.testing.assert_close(example["high"][0, 5].float(), columns, atol=3e-3, rtol=0)
+
+
+def test_a_mirrored_variant_is_mirrored_before_encoding(photos):
+    plain, mirrored = LatentCrops(
+        cached(photos, (Variant(None), Variant(None, flip=True))), crop=32, scale=2, seed=0
+    ).examples
+    torch.testing.assert_close(mirrored["high"], plain["high"].flip(-1), atol=1e-3, rtol=0)
+    assert (mirrored["high"][0, 0, 0] > mirrored["high"][0, 0, -1]).item()
+
+
+def test_examples_depend_on_seed_and_index_alone(photos):
+    files = cached(photos)
+    first = LatentCrops(files, crop=8, scale=2, seed=1)
+    again = LatentCrops(files, crop=8, scale=2, seed=1, start=5)
+    for key, value in first.example(5).items():
+        assert torch.equal(value, next(iter(again))[key])
+    other = LatentCrops(files, crop=8, scale=2, seed=2).example(5)
+    assert not torch.equal(first.example(5)["noise"], other["noise"])
+
+
+def test_processes_share_out_the_same_examples(photos):
+    files = cached(photos)
+    whole = iter(LatentCrops(files, crop=8, scale=2, seed=1, start=6))
+    ranks = [iter(LatentCrops(files, crop=8, scale=2, seed=1, start=6, rank=r, world=3)) for r in range(3)]
+    for _ in range(2):
+        for rank in ranks:
+            assert torch.equal(next(whole)["noise"], next(rank)["noise"])
+
+
+def test_times_are_evenly_spread(photos):
+    crops = LatentCrops(cached(photos), crop=8, scale=2, seed=1)
+    times = torch.stack([crops.example(n)["t"] for n in range(100)]).sort().values
+    assert times.min() >= 0
+    assert times.max() < 1
+    assert times.diff().max() < 0.03  # independent draws leave gaps of about log(100) / 100
+
+
+def test_the_cache_is_kept_and_bad_photos_are_named(photos, caplog):
+    (photos / "photos" / "broken.jpg").write_bytes(b"not a picture")
+    with caplog.at_level(logging.WARNING):
+        files = cached(photos)
+    assert "broken.jpg" in caplog.text
+    assert len(files) == 1
+    before = files[0].stat().st_mtime_ns
+    assert cached(photos)[0].stat().st_mtime_ns == before
+
+
+def test_a_cache_of_other_latents_is_refused(photos):
+    cached(photos)
+    with pytest.raises(ValueError, match="use another folder"):
+        cache_latents(
+            find_photos(photos / "photos"), [Variant(None)], photos / "cache",
+            vae=PoolVAE(), scale=4, multiple=32, identity={"latent_space": "sd15", "scale": 4},
+        )  # fmt: skip
+
+
+def test_photos_are_upright_reduced_and_cropped(tmp_path):
+    image = Image.new("RGB", (100, 60), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert load_photo(tmp_path / "a.jpg", None, 8).shape == (1, 3, 96, 56)
+    assert load_photo(tmp_path / "a.jpg", 30, 8).shape == (1, 3, 48, 24)
+    assert load_photo(tmp_path / "a.jpg", 500, 8).shape == (1, 3, 96, 56)
+    with pytest.raises(ValueError, match="expected at least 64 px"):
+        load_photo(tmp_path / "a.jpg", None, 64)
+
+
+def test_a_folder_without_photos_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no photos in"):
+        find_photos(tmp_path)

@@ -1,0 +1,83 @@
+"""Objectives on networks whose loss is known without training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fmboost_core.config import FlowConfig
+from fmboost_core.noise import alpha_bar
+from fmboost_core.train.objectives import DecodedLoss, objective_loss, spread_times
+
+
+@pytest.fixture
+def batch():
+    rng = torch.Generator().manual_seed(0)
+    draw = {k: torch.randn(3, 4, 16, 16, generator=rng) for k in ("high", "psu", "noise")}
+    return {**draw, "low": torch.randn(3, 4, 8, 8, generator=rng), "t": torch.rand(3, generator=rng)}
+
+
+def still(x, t, context):
+    return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("step", [0, 200])
+@pytest.mark.parametrize("upsampling", ["psu", "nearest"])
+def test_a_net_that_stands_still_loses_the_distance(batch, upsampling, step):
+    flow = FlowConfig(upsampling=upsampling, noise_step=step)
+    start = batch["psu"] if upsampling == "psu" else batch["low"].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    x0 = alpha_bar(step) ** 0.5 * start + (1 - alpha_bar(step)) ** 0.5 * batch["noise"]
+    expected = (batch["high"] - x0).square().mean()
+    torch.testing.assert_close(objective_loss("cfm", still, flow, batch), expected)
+
+
+def test_the_network_meets_the_straight_line_and_a_clean_context(batch):
+    flow = FlowConfig(upsampling="psu", noise_step=400)
+    seen = {}
+
+    def net(x, t, context):
+        seen.update(x=x, t=t, context=context)
+        return torch.zeros_like(x)
+
+    objective_loss("cfm", net, flow, batch)
+    x0 = 0.653904**0.5 * batch["psu"] + (1 - 0.653904) ** 0.5 * batch["noise"]
+    for b, t in enumerate(batch["t"].tolist()):
+        torch.testing.assert_close(seen["x"][b], (1 - t) * x0[b] + t * batch["high"][b], atol=1e-5, rtol=1e-5)
+    assert torch.equal(seen["context"], batch["psu"])
+    assert torch.equal(seen["t"], batch["t"])
+
+
+def test_regression_asks_for_the_whole_way_from_a_clean_start(batch):
+    flow = FlowConfig(upsampling="psu", noise_step=200)
+    assert objective_loss("regression", lambda x, t, c: batch["high"] - c, flow, batch) == 0
+
+    def net(x, t, context):
+        assert torch.equal(x, context)
+        assert not t.any()
+        return torch.zeros_like(x)
+
+    torch.testing.assert_close(
+        objective_loss("regression", net, flow, batch), (batch["high"] - batch["psu"]).square().mean()
+    )
+
+
+def test_the_decoded_loss_is_the_window_s_error_in_pixels(batch):
+    class Half:
+        def decode(self, latents):
+            return F.interpolate(latents[:, :3] / 2, scale_factor=8)
+
+    flow = FlowConfig(upsampling="psu")
+    decoded = DecodedLoss(Half(), weight=3.0, window=4, top=5, left=2)
+    t = batch["t"].view(-1, 1, 1, 1)
+    x_t = t * batch["high"] + (1 - t) * batch["psu"]  # where a net that stands still ends as well
+    window = (x_t - batch["high"])[:, :3, 5:9, 2:6]
+    extra = objective_loss("cfm", still, flow, batch, decoded=decoded) - objective_loss("cfm", still, flow, batch)
+    torch.testing.assert_close(extra, 3 * (window / 2).square().mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_logit_normal_times_have_the_quantiles_of_their_name():
+    uniform = torch.tensor([0.0228, 0.1587, 0.5, 0.8413, 0.9772])
+    expected = torch.sigmoid(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    torch.testing.assert_close(spread_times(uniform, "logit_normal"), expected, atol=1e-3, rtol=0)
+    assert spread_times(uniform, "uniform") is uniform
