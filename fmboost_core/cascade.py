@@ -12,6 +12,26 @@ from .solver import Callback
 from .upsample import VAE
 
 
+def lifts(model_scale: int, scale: float) -> int:
+    """How many lifts by `model_scale` in a row reach `scale`, or the next size above it.
+
+    Raises ValueError for a `scale` that is not above 1, and for a model that does not enlarge.
+    """
+    if scale <= 1:
+        raise ValueError(f"scale is {scale:g}: expected more than 1, such as the model's own, {model_scale}")
+    if model_scale < 2:
+        raise ValueError(f"a model of scale {model_scale} does not enlarge: use one of scale 2 or more")
+    number = 1
+    while model_scale**number < scale:
+        number += 1
+    return number
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """The seed of a lift (from 0) of a cascade: the first has the given one, so that it is `upscale` alone."""
+    return seed + (stage << 64)  # no seed a person gives is that large
+
+
 def cascade(
     models: Sequence[CFMModel],
     low: Tensor,
@@ -50,7 +70,7 @@ def cascade(
             latents,
             steps=steps,
             solver=solver,
-            seed=seed + (stage << 64),  # no seed a person gives is that large
+            seed=stage_seed(seed, stage),
             noise_step=noise_step,
             vae=vae,
             callback=callback,

@@ -77,7 +77,9 @@ def _add_upscale(commands: Commands) -> None:
     command.add_argument("photo", type=Path)
     command.add_argument("-o", "--out", type=Path, required=True, help="the picture to write")
     command.add_argument("--tile", type=int, default=0, help="latent pixels a window; 0 takes the picture whole")
-    command.add_argument("--lifts", type=int, default=1, help="how many times to lift; 2 of x2 make x4")
+    command.add_argument(
+        "--scale", type=float, help="default: the model's; beyond it by several lifts, between by reducing the picture"
+    )
     _add_sampling(command)
     command.set_defaults(run=_upscale)
 
@@ -88,11 +90,14 @@ def _upscale(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from .cascade import cascade
+    from .cascade import cascade, lifts
     from .checkpoint import load_model
     from .photos import load_photo, save_photo
+    from .upsample import reduce_to
 
     model = load_model(args.model, device=args.device)
+    scale = model.scale if args.scale is None else args.scale
+    models = [model] * lifts(model.scale, scale)
     vae = _vae_for(model, args)
     photo = load_photo(args.photo, None, model.space.pixels)
     began = time.perf_counter()
@@ -104,7 +109,7 @@ def _upscale(args: argparse.Namespace) -> None:
 
         low = vae.encode(photo)
         high = cascade(
-            [model] * args.lifts,
+            models,
             low,
             steps=args.steps,
             solver=args.solver,
@@ -114,7 +119,7 @@ def _upscale(args: argparse.Namespace) -> None:
             tile=args.tile,
         )
         evaluations = bar.n
-        image = vae.decode(high)
+        image = reduce_to(vae.decode(high), [round(scale * side) for side in photo.shape[2:]])
     save_photo(image, args.out)
     size = f"{photo.shape[3]}x{photo.shape[2]} -> {image.shape[3]}x{image.shape[2]} px"
     latents = f"{low.shape[3]}x{low.shape[2]} -> {high.shape[3]}x{high.shape[2]} latents"

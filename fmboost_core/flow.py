@@ -17,17 +17,17 @@ class PathSample(NamedTuple):
     velocity: Tensor
 
 
-def make_context(flow: FlowConfig, low: Tensor, vae: VAE | None = None) -> Tensor:
+def make_context(flow: FlowConfig, low: Tensor, vae: VAE | None = None, picture: Tensor | None = None) -> Tensor:
     """What the network sees beside x_t, of a low latent (B, C, h, w): (B, C', scale*h, scale*w).
 
     The upsampled latent (Fig. 3); with `flow.picture_context` then also the decoded low latent, folded so that the
-    pixels below a latent pixel are its channels. `vae` is needed for upsampling ``psu``.
+    pixels below a latent pixel are its channels. `vae` is needed for upsampling ``psu``; `picture` is the decoded low
+    latent, where it is at hand.
     """
-    if not flow.picture_context or vae is None:
-        return upsample(low, flow.scale, flow.upsampling, vae)
-    picture = vae.decode(low)
+    if picture is None and vae is not None and flow.upsampling == "psu":
+        picture = vae.decode(low)
     upsampled = upsample(low, flow.scale, flow.upsampling, vae, picture)
-    return join_context(upsampled, picture)
+    return join_context(upsampled, picture) if flow.picture_context and picture is not None else upsampled
 
 
 def join_context(upsampled: Tensor, picture: Tensor) -> Tensor:

@@ -122,15 +122,29 @@ class CFMModel:
         number of rounds (`upsample.back_project`) in the model's settings; they need the `vae`, and are left out
         where it says it is `coarse`. Raises ValueError where the channels are not those of the model's latent space.
         """
-        rounds = self.config.flow.back_projection if back_projection is None else back_projection
-        if rounds and vae is None and context is not None:
-            raise ValueError(f"{rounds} rounds of back projection need the vae: pass it as vae=, or back_projection=0")
+        self.check_latents(low)
+        flow = self.config.flow
+        rounds = flow.back_projection if back_projection is None else back_projection
+        if rounds and vae is not None and vae.coarse:
+            rounds = 0
+        picture = None  # decoded once, for both ends of the flow
+        if vae is not None and (rounds or (context is None and flow.upsampling == "psu")):
+            picture = vae.decode(low.float())
         x0, context = self.start(
-            low, seed=seed, noise_step=noise_step, vae=vae, batch_index=batch_index, x0=x0, context=context
+            low,
+            seed=seed,
+            noise_step=noise_step,
+            vae=vae,
+            batch_index=batch_index,
+            x0=x0,
+            context=context,
+            picture=picture,
         )
+        if rounds and vae is None:
+            raise ValueError(f"{rounds} rounds of back projection need the vae: pass it as vae=, or back_projection=0")
         high = self.integrate(x0, context, steps=steps, solver=solver, callback=callback, tile=tile)
-        if rounds and vae is not None and not getattr(vae, "coarse", False):
-            high = back_project(high, low.float(), self.scale, vae, rounds)
+        if rounds and vae is not None and picture is not None:
+            high = back_project(high, picture, self.scale, vae, rounds)
         return high
 
     def start(
@@ -143,12 +157,16 @@ class CFMModel:
         batch_index: Sequence[int] | None = None,
         x0: Tensor | None = None,
         context: Tensor | None = None,
+        picture: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x0 (B, C, scale*h, scale*w) and the context of the flow that lifts `low`; settings as in `upscale`."""
+        """x0 (B, C, scale*h, scale*w) and the context of the flow that lifts `low`; settings as in `upscale`.
+
+        `picture` is the decoded low latent, where it is at hand.
+        """
         self.check_latents(low)
         flow, channels = self.config.flow, self.space.channels
         if context is None:
-            context = make_context(flow, low.float(), vae)
+            context = make_context(flow, low.float(), vae, picture)
         size = (self.scale * low.shape[2], self.scale * low.shape[3])
         expected = (low.shape[0], flow.context_channels(self.space), *size)
         if context.shape != expected:

@@ -37,7 +37,8 @@ def trajectory(
 ) -> Trajectory:
     """`model.upscale(low, ...)`, keeping `frames` scaled latents at even times; each costs one evaluation more.
 
-    With `frames` - 1 a divisor of `steps` every frame is a state the solver was in, else some are interpolated.
+    With `frames` - 1 a divisor of `steps` every frame is a state the solver was in, else some are interpolated. The
+    path ends where the flow does: back projection comes after it.
     """
     x0, context = model.start(low, seed=seed, noise_step=noise_step, vae=vae, batch_index=batch_index)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -11,7 +12,12 @@ UPSAMPLINGS = ("nearest", "bilinear", "psu")
 
 
 class VAE(Protocol):
-    """What pixel-space upsampling needs of an autoencoder: images in [0, 1], latents scaled."""
+    """What pixel-space upsampling and back projection need of an autoencoder: images in [0, 1], latents scaled."""
+
+    @property
+    def coarse(self) -> bool:
+        """Too far from the autoencoder the latents come from to correct them by: no back projection."""
+        ...
 
     def encode(self, images: Tensor) -> Tensor: ...
 
@@ -47,18 +53,24 @@ def fold_picture(picture: Tensor, pixels: int) -> Tensor:
 
 def reduce_pixels(images: Tensor, scale: int) -> Tensor:
     """(B, 3, H, W) -> (B, 3, H/scale, W/scale), bicubic with antialiasing, kept in [0, 1]."""
-    small = F.interpolate(images, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True)
-    return small.clamp(0, 1)
+    return reduce_to(images, [side // scale for side in images.shape[2:]])
 
 
-def back_project(high: Tensor, low: Tensor, scale: int, vae: VAE, rounds: int = 1) -> Tensor:
-    """Move a lifted latent (B, C, scale*h, scale*w) so that its picture, reduced, agrees with that of `low`.
+def reduce_to(images: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, *size), bicubic with antialiasing, kept in [0, 1]; images of that size as they are."""
+    if list(images.shape[2:]) == list(size):
+        return images
+    return F.interpolate(images, tuple(size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def back_project(high: Tensor, picture: Tensor, scale: int, vae: VAE, rounds: int = 1) -> Tensor:
+    """Move a lifted latent so that its decoded image, reduced by `scale`, agrees with the `picture` of the low latent.
 
     Iterative back projection (Irani and Peleg 1991) across the autoencoder: what the reduced picture lacks is enlarged
     and added in pixels, and the latent moves by the difference of the encodings with and without it. Detail finer
-    than the low picture stays as it is, because the latent itself never passes the autoencoder.
+    than the low picture stays as it is, because the latent itself never passes the autoencoder. `high` is scaled,
+    (B, C, H, W), `picture` (B, 3, p H / scale, p W / scale) in [0, 1] with p pixels a latent pixel.
     """
-    picture = vae.decode(low)
     for _ in range(rounds):
         image = vae.decode(high)
         corrected = (image + resize_pixels(picture - reduce_pixels(image, scale), scale)).clamp(0, 1)

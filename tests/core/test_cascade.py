@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fmboost_core.cascade import cascade
+from fmboost_core.cascade import cascade, lifts
 from fmboost_core.config import FlowConfig, ModelConfig
 from fmboost_core.model import CFMModel
 from fmboost_core.unet import UNet
@@ -71,6 +71,15 @@ def test_the_callback_counts_over_all_stages(solver, total, random_model):
     assert set(widths) == {8, 16} and widths == sorted(widths)
     if total:
         assert len(seen) == total
+
+
+def test_lifts_reach_a_scale_or_the_next_above():
+    assert [lifts(2, s) for s in (1.5, 2, 3, 4, 4.01, 8, 16)] == [1, 1, 2, 2, 3, 3, 4]
+    assert [lifts(4, s) for s in (2, 4, 5, 16)] == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="scale is 1: expected more than 1, such as the model's own, 4"):
+        lifts(4, 1)
+    with pytest.raises(ValueError, match="a model of scale 1 does not enlarge"):
+        lifts(1, 2)
 
 
 def test_impossible_cascades_are_named(random_model, tiny_net):

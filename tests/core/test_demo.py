@@ -81,6 +81,17 @@ def test_a_photo_becomes_twice_its_size(tmp_path, capsys):
     assert "17x13 -> 34x26 latents, 2 evaluations" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("scale", "latents"), [(3, "36x28"), (1.5, "18x14")])
+def test_a_photo_takes_any_scale(scale, latents, tmp_path, capsys):
+    """By lifts to the next power of two, then exactly."""
+    Image.new("RGB", (72, 56), (200, 60, 30)).save(tmp_path / "in.png")
+    args = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--scale", str(scale), "--steps", "1"]
+    assert main(args) == 0
+    out = Image.open(tmp_path / "out.png")
+    assert out.size == (72 * scale, 56 * scale)
+    assert f"-> {latents} latents" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
@@ -88,6 +99,7 @@ def test_a_photo_becomes_twice_its_size(tmp_path, capsys):
         (["upscale", __file__, "-o", "x.png"], "not a picture"),
         (["upscale", __file__, "-o", "x.png", "--model", "none"], "no model none"),
         (["upscale", __file__, "-o", "x.png", "--vae", "nowhere"], "no autoencoder at nowhere"),
+        (["upscale", __file__, "-o", "x.png", "--scale", "1"], "scale is 1: expected more than 1"),
         (["demo", "--steps", "0", "--out", "never"], "steps is 0"),
     ],
 )

@@ -13,6 +13,7 @@ from torch import nn
 
 from fmboost_core.checkpoint import load_model
 from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
+from fmboost_core.flow import make_context
 from fmboost_core.model import CFMModel
 from fmboost_core.noise import draw_noise
 from fmboost_core.solver import SOLVERS
@@ -56,12 +57,25 @@ def around(net, **flow):
 class BlockVAE:
     """A latent pixel is the mean of its 8 x 8 block."""
 
+    coarse = False
+
     def encode(self, images):
         mean = F.avg_pool2d(images, 8)
         return torch.cat([mean, mean[:, :1]], dim=1)
 
     def decode(self, latents):
         return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+class CountingVAE(BlockVAE):
+    """Remembers the heights of what it decoded."""
+
+    def __init__(self):
+        self.decoded = []
+
+    def decode(self, latents):
+        self.decoded.append(latents.shape[2])
+        return super().decode(latents)
 
 
 # --- velocity
@@ -318,11 +332,18 @@ def test_back_projection_is_a_setting_and_needs_the_vae():
     model = around(Pull(), upsampling="psu", back_projection=1)
     with pytest.raises(ValueError, match="1 rounds of back projection need the vae"):
         model.upscale(low, context=up)
+    with pytest.raises(ValueError, match="2 rounds of back projection need the vae"):
+        around(Pull()).upscale(low, back_projection=2)
     plain = model.upscale(low, context=up, back_projection=0, steps=3)
     torch.testing.assert_close(plain, around(Pull(), upsampling="psu").upscale(low, context=up, steps=3))
     vae = BlockVAE()
     corrected = model.upscale(low, context=up, vae=vae, steps=3)
-    torch.testing.assert_close(corrected, back_project(plain, low, 2, vae))
+    torch.testing.assert_close(corrected, back_project(plain, vae.decode(low), 2, vae))
+    counting = CountingVAE()
+    whole = model.upscale(low, vae=counting, steps=3)
+    assert counting.decoded == [4, 8]  # the low latent once, for both ends of the flow, and the result
+    context = make_context(model.config.flow, low, vae)
+    torch.testing.assert_close(whole, model.upscale(low, context=context, vae=vae, steps=3))
     vae.coarse = True  # as the small autoencoder that ships
     torch.testing.assert_close(model.upscale(low, context=up, vae=vae, steps=3), plain)
     with pytest.raises(ValueError, match="back_projection needs upsampling psu"):

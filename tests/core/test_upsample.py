@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmboost_core.upsample import back_project, reduce_pixels, resize_pixels, upsample
+from fmboost_core.upsample import back_project, reduce_pixels, reduce_to, resize_pixels, upsample
 
 
 class BlockVAE:
@@ -65,6 +65,15 @@ def test_pixels_are_enlarged_by_linear_interpolation_of_their_centres():
     torch.testing.assert_close(resize_pixels(ramp, 4)[0, 0, 5, 2:-2], expected[2:-2])
 
 
+def test_reduction_reaches_any_size_and_keeps_the_mean():
+    image = torch.rand(1, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    assert reduce_to(image, (64, 48)) is image
+    small = reduce_to(image, (43, 31))
+    assert small.shape == (1, 3, 43, 31)
+    torch.testing.assert_close(small.mean(dim=(2, 3)), image.mean(dim=(2, 3)), rtol=0, atol=0.01)
+    assert small.std() < 0.8 * image.std()  # antialiased
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"starts from pixel-space upsampling \(psu\) and no vae was given: pass"):
         upsample(latent(1, 4, 4, 4), 2, "psu")
@@ -87,11 +96,11 @@ def test_back_projection_makes_the_reduced_picture_agree_and_keeps_finer_detail(
     picture = F.interpolate(torch.rand(1, 3, 6, 6, generator=rng), (32, 32), mode="bicubic").clamp(0.3, 0.7)
     checkers = 0.1 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(32, 32)  # gone when reduced by 2
     lifted = vae.encode(resize_pixels(picture, 2) + checkers - 0.15)  # and too dark everywhere
-    result = back_project(lifted, vae.encode(picture), 2, vae)
+    result = back_project(lifted, picture, 2, vae)
     before, after = ((reduce_pixels(vae.decode(x), 2) - picture)[..., 2:-2, 2:-2].abs().max() for x in (lifted, result))
     assert before > 0.14
     assert after < 0.02  # enlarging is not quite the inverse of reducing
     moved = vae.decode(result - lifted)
     assert moved.mean() == pytest.approx(0.15, abs=0.005)
     assert (moved * checkers.sign()).mean().abs() < 0.002
-    assert torch.equal(back_project(lifted, vae.encode(picture), 2, vae, rounds=0), lifted)
+    assert torch.equal(back_project(lifted, picture, 2, vae, rounds=0), lifted)
