@@ -13,6 +13,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..fmboost_core import LATENT_SPACES, SOLVERS
+from ..fmboost_core.cascade import lifts, stage_seed
+from ..fmboost_core.solver import Callback
 from ..fmboost_core.upsample import UPSAMPLINGS, VAE
 from . import host
 from .noise_augment import KEY, noise_behind
@@ -55,17 +57,7 @@ class CFMLatentUpscale(io.ComfyNode):
                         "average of all possible results: smooth."
                     ),
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip=(
-                        "The noise mixed into the start. An image with the same seed gives the same result, alone or "
-                        "in a batch. A model trained without noise ignores it."
-                    ),
-                ),
+                host.seed_input(),
                 io.Combo.Input(
                     "solver",
                     options=list(SOLVERS),
@@ -136,11 +128,52 @@ class CFMLatentUpscale(io.ComfyNode):
                     extra_dict=host.ADVANCED,
                     tooltip="Which scaling the latents have. auto: the one of the model's family.",
                 ),
+                io.Int.Input(
+                    "scale",
+                    default=0,
+                    min=0,
+                    max=16,
+                    optional=True,
+                    extra_dict=host.ADVANCED,
+                    tooltip=(
+                        "How many times larger, along each side. 0: as the model says. A power of that (4 or 8 for a "
+                        "model of 2) lifts several times in a row, each time with steps of its own."
+                    ),
+                ),
+                io.Int.Input(
+                    "back_projection",
+                    default=-1,
+                    min=-1,
+                    max=10,
+                    optional=True,
+                    extra_dict=host.ADVANCED,
+                    tooltip=(
+                        "Rounds after the flow that make the result, reduced, agree with the samples: -1 as the model "
+                        "says, 0 none. Needs a VAE; the one FMBoost brings is too coarse for it, then there are none."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "trajectory",
+                    default=False,
+                    optional=True,
+                    extra_dict=host.ADVANCED,
+                    tooltip=(
+                        "Puts what the result looked like at every network call into the second output, as a batch "
+                        "that ends with the result. Of several lifts the last one."
+                    ),
+                ),
             ],
             outputs=[
                 io.Latent.Output(
                     display_name="samples",
                     tooltip="The lifted latents, for VAE Decode. noise_mask and batch_index are kept.",
+                ),
+                io.Latent.Output(
+                    display_name="trajectory",
+                    tooltip=(
+                        "With trajectory on, the way to the result, image after image, for VAE Decode; else the result "
+                        "alone."
+                    ),
                 ),
             ],
         )
@@ -159,12 +192,17 @@ class CFMLatentUpscale(io.ComfyNode):
         vae: Any = None,
         source: dict[str, Any] | None = None,
         latent_space: str = "auto",
+        scale: int = 0,
+        back_projection: int = -1,
+        trajectory: bool = False,
     ) -> io.NodeOutput:
         latents = host.Latents(samples)
         model.check_latents(latents.raw)
         if 0 < tile_size < SMALLEST_TILE:
             raise ValueError(f"tile_size is {tile_size}: expected 0 (whole) or a number from {SMALLEST_TILE}")
         space = host.choose_space(model, latent_space)
+        count = _lifts(model, scale, source)
+        rounds = None if back_projection < 0 else back_projection
         if upsampling != "auto":
             model = model.variant(upsampling=upsampling)
         low, step = latents.raw, None if noise_step < 0 else noise_step
@@ -176,32 +214,67 @@ class CFMLatentUpscale(io.ComfyNode):
         scaling, device = host.latent_format(space.name), model.patcher.load_device
         low = scaling.process_in(low.to(device))
         start = None if source is None else scaling.process_in(_source(source, model, low).to(device))
-        make_vae = host.find_vae(model, vae, space)
+        make_vae = host.find_vae(model, vae, space, rounds)
         evaluations = steps * SOLVERS[solver].evaluations
-        progress = host.Progress(device, space.name, low.shape[0], evaluations or None)
-        began, results = time.perf_counter(), []
+        progress = host.Progress(device, space.name, low.shape[0] * count, evaluations or None)
+        began, results, frames = time.perf_counter(), [], []
         # One by one, so that no image depends on its neighbours and memory not on their number.
         for i in range(low.shape[0]):
-            run = partial(
-                _lift,
-                model,
-                low[i : i + 1],
-                make_vae,
-                steps=steps,
-                solver=solver,
-                seed=seed,
-                noise_step=step,
-                batch_index=latents.batch_index[i : i + 1],
-                x0=None if start is None else start[i : i + 1],
-                callback=partial(progress.update, i),
-            )
-            high, tile_size = _within_memory(run, tile_size, model.scale * max(low.shape[2:]))
+            high, path = low[i : i + 1], []
+            for stage in range(count):
+                report = partial(progress.update, i * count + stage)
+                run = partial(
+                    _lift,
+                    model,
+                    high,
+                    make_vae,
+                    steps=steps,
+                    solver=solver,
+                    seed=stage_seed(seed, stage),
+                    noise_step=step,
+                    batch_index=latents.batch_index[i : i + 1],
+                    x0=None if start is None else start[i : i + 1],
+                    callback=_keeping(path, report) if trajectory else report,
+                    back_projection=rounds,
+                )
+                high, tile_size = _within_memory(run, tile_size, model.scale * max(high.shape[2:]))
             results.append(high)
+            frames += [*path, high.cpu()]
         result = scaling.process_out(torch.cat(results))
         _log_done(low, result, space.pixels, solver, progress.evaluations, time.perf_counter() - began)
         latent = latents.repack(result)
         latent.pop(KEY, None)  # it describes the samples that came in
-        return io.NodeOutput(latent)
+        return io.NodeOutput(latent, latents.pack(scaling.process_out(torch.cat(frames))))
+
+
+def _lifts(model: host.HostModel, scale: int, source: Any) -> int:
+    """How many lifts in a row make `scale`, 0 being the model's own. Raises ValueError where no number does."""
+    if scale in (0, model.scale):
+        return 1
+    count = lifts(model.scale, scale)
+    made = model.scale**count
+    if made != scale:
+        raise ValueError(
+            f"scale is {scale} and lifts by {model.scale} make {made}: choose that, decode, and reduce the picture "
+            f"with Upscale Image By {scale / made:g}"
+        )
+    if source is not None:
+        raise ValueError(
+            f"scale is {scale}, {count} lifts in a row, and source is for one: leave source open, or scale 0"
+        )
+    return count
+
+
+def _keeping(path: list[Tensor], report: Callback) -> Callback:
+    """`report`, which also keeps the estimates of the run in `path`; another run starts it anew."""
+
+    def keep(evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
+        if evaluation == 1:
+            path.clear()
+        path.append(estimate.cpu())
+        report(evaluation, total, t, estimate)
+
+    return keep
 
 
 def _lift(

@@ -54,6 +54,21 @@ def schema(**settings: Any) -> io.Schema:
     return io.Schema(**{name: value for name, value in settings.items() if name in known})
 
 
+def seed_input() -> io.Int.Input:
+    """The seed of a node that draws noise."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip=(
+            "The noise: an image with the same seed gets the same, alone or in a batch, on any device. Without noise "
+            "(noise_step 0) it changes nothing."
+        ),
+    )
+
+
 # Models
 
 
@@ -196,9 +211,13 @@ class Latents:
         latent = self.origin.copy()
         latent.pop("downscale_ratio_spacial", None)  # newer hosts: of empty latents only
         latent.pop("downscale_ratio_temporal", None)
+        return {**latent, **self.pack(raw), **entries}
+
+    def pack(self, raw: Tensor) -> dict[str, Any]:
+        """A LATENT of `raw` alone, where its rows are not those that came in."""
         dtype = getattr(mm, "intermediate_dtype", lambda: torch.float32)()
         raw = raw.to(mm.intermediate_device(), dtype)
-        return {**latent, "samples": raw.unsqueeze(2) if self.frames else raw, **entries}
+        return {"samples": raw.unsqueeze(2) if self.frames else raw}
 
 
 def latent_format(space: str) -> comfy.latent_formats.LatentFormat:
@@ -227,6 +246,8 @@ class HostVAE:
 
     In tiles of `tile` latent pixels on a side, or `VAE_TILE`, where `tile` > 0; else the host decides, by memory.
     """
+
+    coarse = False
 
     def __init__(self, vae: comfy.sd.VAE, space: LatentSpace, tile: int = 0) -> None:
         pixels, channels = vae.spacial_compression_decode(), vae.latent_channels
@@ -279,10 +300,13 @@ class ShippedVAE:
         mm.load_models_gpu([self.patcher], force_full_load=True)
 
 
-def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> Callable[[int], VAE] | None:
-    """The autoencoder for pixel-space upsampling, by tile size: the one connected, else the TAESD of the family in the
-    host's folders, else the one that ships; None where the model needs none. Raises ValueError where there is none."""
-    if model.config.flow.upsampling != "psu":
+def find_vae(
+    model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace, back_projection: int | None = None
+) -> Callable[[int], VAE] | None:
+    """The autoencoder for pixel-space upsampling and back projection, by tile size: the one connected, else the TAESD
+    of the family in the host's folders, else the one that ships; None where the model needs none. Raises ValueError
+    where there is none."""
+    if model.config.flow.upsampling != "psu" and not back_projection:
         return None
     if vae is not None:
         return partial(HostVAE, vae, space)
@@ -291,13 +315,14 @@ def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> 
         log.info("CFM Latent Upscale: no VAE connected, using %s from models/vae_approx", space.taesd)
         return partial(HostVAE, loader().load_vae(space.taesd)[0], space)
     if shipped is not None:
-        log.info("CFM Latent Upscale: no VAE connected, using %s, which comes with FMBoost", shipped.stem)
+        message = "CFM Latent Upscale: no VAE connected, using %s of FMBoost, which is too coarse for back projection"
+        log.info(message, shipped.stem)
         small = ShippedVAE(shipped)
         return lambda tile: small
     raise ValueError(
-        f"the CFM model '{model.name}' starts from pixel-space upsampling and has no autoencoder: connect the VAE of "
-        f"your checkpoint to the vae input, or put {space.taesd}_encoder and {space.taesd}_decoder into "
-        "models/vae_approx"
+        f"the CFM model '{model.name}' works with pixels (pixel-space upsampling, back projection) and has no "
+        f"autoencoder: connect the VAE of your checkpoint to the vae input, or put {space.taesd}_encoder and "
+        f"{space.taesd}_decoder into models/vae_approx"
     )
 
 
@@ -307,18 +332,18 @@ def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> 
 class Progress:
     """The node's progress bar, with the current estimate of the result as its picture."""
 
-    def __init__(self, device: torch.device, space: str, images: int, evaluations: int | None) -> None:
-        """`evaluations` an image; None where the solver chooses them: then progress is time in the flow."""
-        self.per_image = evaluations or 1000
+    def __init__(self, device: torch.device, space: str, lifts: int, evaluations: int | None) -> None:
+        """`evaluations` a lift of one image; None where the solver chooses them: then progress is time in the flow."""
+        self.per_lift = evaluations or 1000
         self.evaluations = 0
-        self.bar = comfy.utils.ProgressBar(images * self.per_image)
+        self.bar = comfy.utils.ProgressBar(lifts * self.per_lift)
         self.previewer = latent_preview.get_previewer(device, latent_format(space))
 
-    def update(self, image: int, evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
-        """Report evaluation number `evaluation` of image number `image`; `estimate` (1, C, h, w), scaled."""
+    def update(self, lift: int, evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
+        """Report evaluation number `evaluation` of lift number `lift`; `estimate` (1, C, h, w), scaled."""
         self.evaluations += 1
-        done = evaluation if total else round(t * self.per_image)
-        value = image * self.per_image + done
+        done = evaluation if total else round(t * self.per_lift)
+        value = lift * self.per_lift + done
         self.bar.update_absolute(value, self.bar.total, self._picture(estimate))
 
     def _picture(self, estimate: Tensor) -> Any:

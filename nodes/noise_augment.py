@@ -79,14 +79,7 @@ class NoiseAugment(io.ComfyNode):
                         "200 little, 400 a third of the power, 999 all."
                     ),
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise: an image with the same seed gets the same, alone or in a batch, on any device.",
-                ),
+                host.seed_input(),
             ],
             outputs=[
                 io.Latent.Output(

@@ -15,7 +15,7 @@ CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "flux": 16}
 
 def config(space: str = "sd15", **flow) -> ModelConfig:
     channels = CHANNELS[space]
-    picture = 3 * 4**2 if flow.get("picture_context") else 0  # at scale 2 and 8 pixels a latent
+    picture = 3 * (8 // flow.get("scale", 2)) ** 2 if flow.get("picture_context") else 0  # 8 pixels a latent
     net = NetConfig(
         in_channels=2 * channels + picture,
         out_channels=channels,
@@ -51,6 +51,9 @@ def write_all(folder: Path) -> None:
     write(folder / "random-sd3.safetensors", config("sd3", noise_step=200), gain=0.05)
     write(folder / "random-flux.safetensors", config("flux", noise_step=200), gain=0.05)
     write(folder / "random-picture.safetensors", config(upsampling="psu", picture_context=True), gain=0.05)
+    for space, scale in (("sd15", 2), ("sd15", 4), ("sdxl", 2), ("flux", 2)):  # as the models that ship
+        settings = config(space, scale=scale, upsampling="psu", picture_context=True, noise_step=200)
+        write(folder / f"random-{space}-x{scale}.safetensors", settings, gain=0.05)
     write(folder / "overflowing.safetensors", config(), gain=1e30)
     whole = (folder / "random.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -88,6 +88,9 @@ def test_latents_that_are_no_pictures(server, tmp_path, kind, node):
         ({"noise_step": 1000}, "noise_step"),
         ({"tile_size": 8}, "tile_size is 8"),
         ({"latent_space": "flux"}, "flux (16 channels)"),
+        ({"scale": 3}, "lifts by 2 make 4: choose that, decode, and reduce the picture with Upscale Image By 0.75"),
+        ({"scale": 1}, "scale is 1: expected more than 1"),
+        ({"scale": 4, "source": ["2", 0]}, "leave source open"),
     ],
 )
 def test_settings_out_of_range(server, tmp_path, inputs, found):

@@ -45,6 +45,14 @@ def test_every_evaluation_is_reported(server, tmp_path):
     assert "2 x (8x8 -> 16x16 latent, 128x128 pixels), heun, 12 evaluations" in server.log
 
 
+def test_progress_counts_over_all_lifts(server, tmp_path):
+    seen = []
+    server.run(lift_graph(tmp_path, latents(2), steps=3, scale=4), lambda node, *counts: seen.append(counts))
+    assert seen[-1] == (12, 12)
+    assert [value for value, _ in seen] == sorted({value for value, _ in seen})
+    assert "2 x (8x8 -> 32x32 latent, 256x256 pixels), euler, 12 evaluations" in server.log
+
+
 @pytest.mark.parametrize("method", ["latent2rgb", "taesd"])
 def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method):
     client, pictures = server.client(), []

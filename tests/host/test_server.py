@@ -23,6 +23,9 @@ NODES = {
         "vae",
         "source",
         "latent_space",
+        "scale",
+        "back_projection",
+        "trajectory",
     ],
     "FMBoost_NoiseAugment": ["model", "samples", "noise_step", "seed"],
     "FMBoost_AttentionScaling": ["model", "training_size"],
@@ -54,7 +57,7 @@ def test_every_input_and_output_explains_itself(server, node):
 def test_new_settings_are_optional_so_that_old_api_workflows_run(server):
     info = server.client().get("/object_info/FMBoost_CFMLatentUpscale")["FMBoost_CFMLatentUpscale"]
     assert list(info["input"]["required"]) == ["model", "samples", "steps", "seed"]
-    assert info["output"] == ["LATENT"]
+    assert info["output"] == ["LATENT", "LATENT"]
     assert info["input"]["optional"]["tile_size"][1]["advanced"] is True
 
 

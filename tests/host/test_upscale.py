@@ -32,6 +32,54 @@ def test_the_scale_is_the_models(server, tmp_path):
     torch.testing.assert_close(high, nearest(low, 4), rtol=1e-5, atol=1e-5)
 
 
+def test_a_larger_scale_is_the_librarys_cascade(server, tmp_path):
+    low = {"samples": latents(2), "batch_index": [3, 7]}
+    found = lift(server, tmp_path, low, "random.safetensors", seed=5, scale=4, tile_size=24)["samples"]
+    model = fmboost_core.load_model(server.models / "random.safetensors")
+    scaled = low["samples"] * 0.18215
+    expected = fmboost_core.cascade([model] * 2, scaled, steps=2, seed=5, batch_index=[3, 7], tile=24) / 0.18215
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low["samples"].std()))
+    chained = lift(server, tmp_path, lift(server, tmp_path, low["samples"]), scale=2)["samples"]
+    assert torch.equal(chained, lift(server, tmp_path, low["samples"], scale=4)["samples"])  # no noise, no difference
+
+
+@pytest.mark.parametrize("scale", [0, 4])
+def test_the_trajectory_is_the_librarys_estimates_image_after_image(server, tmp_path, scale):
+    low = latents(2)
+    graph = lift_graph(tmp_path, low, "random.safetensors", steps=3, trajectory=True, scale=scale)
+    save = {"samples": ["3", 1], "file": str(tmp_path / "path.out")}
+    graph["5"] = {"class_type": "ProbeSave", "inputs": save}
+    server.run(graph)
+    found, model = output_of(graph, "5"), fmboost_core.load_model(server.models / "random.safetensors")
+    scaled, tolerance = low * 0.18215, 2e-3 * float(low.std())
+    assert set(found) == {"samples"}
+    if scale:  # the last lift only, from what the first one made
+        assert found["samples"].shape == (8, 4, 32, 32)
+    else:
+        path = fmboost_core.trajectory(model, scaled, frames=4, steps=3).estimates / 0.18215
+        torch.testing.assert_close(found["samples"], path.transpose(0, 1).flatten(0, 1), rtol=1e-3, atol=tolerance)
+    assert torch.equal(found["samples"][3::4], output_of(graph)["samples"])
+
+
+def test_without_asking_the_second_output_is_the_result(server, tmp_path):
+    graph = lift_graph(tmp_path, {"samples": latents(2), "noise_mask": torch.rand(2, 1, 8, 8)})
+    graph["5"] = {"class_type": "ProbeSave", "inputs": {"samples": ["3", 1], "file": str(tmp_path / "path.out")}}
+    server.run(graph)
+    assert torch.equal(output_of(graph, "5")["samples"], output_of(graph)["samples"])
+
+
+@pytest.mark.parametrize("model", ["identity.safetensors", "identity-psu.safetensors"])
+def test_rounds_of_back_projection_reach_the_library(server, tmp_path, model):
+    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
+    low = vae.encode(torch.rand(1, 3, 64, 80, generator=torch.Generator().manual_seed(1)))
+    library = fmboost_core.load_model(server.models / model)
+    off, two = (library.upscale(low, steps=2, vae=vae, back_projection=n) for n in (0, 2))
+    assert (two - off).abs().max() > 0.05
+    for rounds, expected in ((-1, off), (0, off), (2, two)):
+        found = lift(server, tmp_path, low / 0.18215, model, back_projection=rounds)["samples"] * 0.18215
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize("space", SCALING)
 def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path, space):
     name = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
