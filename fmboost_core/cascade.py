@@ -50,9 +50,9 @@ def cascade(
     Every stage is a `CFMModel.upscale` with noise of its own, the first one's being that of `upscale` alone.
     `noise_steps` has one entry a stage, None for the step in its model's settings: measured with fmboost-sd15-x2 from
     96 to 384 px on five photos (benchmarks/cascade.py), that step, 212, is nearest the truth in texture also for the
-    second stage; 0 and 100 leave it blurred, 300 makes it noisy. `callback` counts evaluations
-    over all stages and gets estimates of the size of the stage. Raises ValueError where the models live in different
-    latent spaces or the entries are not one a stage.
+    second stage; 0 and 100 leave it blurred, 300 makes it noisy. `callback` counts evaluations over all stages and
+    gets estimates of the size of the stage. Raises ValueError where the models live in different latent spaces or the
+    entries are not one a stage.
     """
     if not models:
         raise ValueError("a cascade of no models: expected at least one")
