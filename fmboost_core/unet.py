@@ -108,7 +108,8 @@ class AttentionBlock(nn.Module):
         b, _, height, width = x.shape
         qkv = self.qkv(self.norm(x.flatten(2)))  # (B, 3 * inner, L)
         if self.layout == "standard":
-            q, k, v = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B, L, inner)
+            # Contiguous, or torch takes the attention that stores all L x L weights.
+            q, k, v = qkv.transpose(1, 2).contiguous().chunk(3, dim=-1)  # (B, L, inner)
             out = self.attention(q, k, v, self.heads).transpose(1, 2)
         else:
             strips = qkv.reshape(b, self.heads, height * width, -1).transpose(1, 2)  # (B, L, heads, 3 * d)

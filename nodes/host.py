@@ -91,21 +91,14 @@ class HostModel(CFMModel):
 
     def integrate(self, x0: Tensor, context: Tensor, *, tile: int = 0, **settings: Any) -> Tensor:
         # Only now: upsampling through a VAE comes before and may have pushed these weights out.
-        height, width = (min(tile or side, side) for side in x0.shape[2:])
-        mm.load_models_gpu([self.patcher], memory_required=self._memory(x0.shape[0], height, width))
+        batch, _, height, width = x0.shape
+        mm.load_models_gpu([self.patcher], memory_required=self.integrate_bytes(batch, height, width, tile))
         return super().integrate(x0, context, tile=tile, **settings)
 
     def _network(self, pair: Tensor, t: Tensor) -> Tensor:
         # Here, not in the callback, so that a cancel also stops between the tiles of one evaluation.
         mm.throw_exception_if_processing_interrupted()
         return super()._network(pair, t)
-
-    def _memory(self, batch: int, height: int, width: int) -> int:
-        """Bytes of activations: the skip connections of all levels, and what the last level holds at once."""
-        net = self.config.net
-        skips = sum((net.num_res_blocks + 1) * mult / 4**i for i, mult in enumerate(net.channel_mult))
-        values = net.model_channels * (skips + 12 * net.channel_mult[0]) / net.pool_factor**2
-        return int(batch * height * width * values * self.dtype.itemsize)
 
 
 def model_names() -> list[str]:

@@ -105,13 +105,14 @@ def test_units_scale_the_geometry_of_decoders_and_encoders(rows):
 
 @pytest.mark.parametrize("unit", [1, 4])
 def test_windows_cross_fade_over_all_they_share(unit):
-    """Windows 0..8 and 6..14 of values 0 and 1: a rising ramp over the two units both cover."""
+    """Windows 0..8 and 6..14 of values 0 and 1: sin^2 rises over the two units both cover."""
     values = iter([0.0, 1.0])
     x = torch.zeros(1, 1, 1, 14)
     row = blend(lambda w: torch.full((1, 1, unit, 8 * unit), next(values)), x, 8, 2, unit_out=unit)[0, 0, 0]
     assert row[: 6 * unit].eq(0).all() and row[8 * unit :].eq(1).all()
     ramp = row[6 * unit - 1 : 8 * unit + 1]
-    torch.testing.assert_close(ramp, torch.linspace(0, 1, 2 * unit + 2), rtol=0, atol=1e-6)
+    expected = (1 - torch.cos(torch.linspace(0, torch.pi, 2 * unit + 2))) / 2
+    torch.testing.assert_close(ramp, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(1, 0), (8, 5), (8, -1)])

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import small_models
 from conftest import PACK, Server, run_api
 from graphs import latents, lift, lift_graph
 
@@ -127,6 +128,23 @@ def test_the_same_graph_twenty_times(server, tmp_path):
     assert not prompts
 
 
+def test_a_model_deleted_between_queue_and_run(server, tmp_path):
+    """It waits behind another run until its file is gone; the sentence names it and the server goes on."""
+    path = server.models / "soon-deleted.safetensors"
+    small_models.write(path, small_models.config())
+    first, second = server.client(), server.client()
+    events, prompt = start(first, lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))
+    with second.listen() as waiting:
+        deleted = second.queue(lift_graph(tmp_path, latents(), path.name))
+        path.unlink()
+        first.cancel(prompt)
+        last_progress(events, "execution_interrupted")
+        last_progress(waiting, "execution_error")
+    with pytest.raises(run_api.WorkflowError, match=f"the CFM model '{path.name}' is not there: put the file into"):
+        second.finished(deleted)
+    assert lift(server, tmp_path, latents())["samples"].shape == (1, 4, 16, 16)
+
+
 def test_free_between_runs(server, tmp_path):
     first = lift(server, tmp_path, latents(), "random.safetensors", seed=1)["samples"]
     server.client().post("/free", {"unload_models": True, "free_memory": True})
@@ -188,9 +206,7 @@ def test_the_script_says_so_when_there_is_no_server_and_when_it_dies(comfy, tmp_
     done = subprocess.run([*script, workflow, "--server", "http://127.0.0.1:9"], capture_output=True, text=True)
     assert (done.returncode, "no answer from" in done.stderr) == (3, True)
     server = Server(comfy, tmp_path / "comfy")
-    from small_models import config, write
-
-    write(server.models / "random.safetensors", config(), gain=0.05)
+    small_models.write(server.models / "random.safetensors", small_models.config(), gain=0.05)
     try:
         client = server.start().client()
         start(client, lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))

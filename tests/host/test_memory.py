@@ -35,6 +35,12 @@ def test_out_of_memory_falls_back_to_tiles_once(found):
     assert first == second == "CFM Latent Upscale: out of memory, trying once more with tile_size 16"
 
 
+@pytest.mark.parametrize("tile", ["0", "32"])
+def test_the_host_is_told_the_memory_that_is_measured(found, tile):
+    """With the host's layers and its attention, for the model that ships."""
+    assert 1 <= found["expected"][tile] / found["measured"][tile] <= 1.5
+
+
 def test_half_precision_that_overflows_is_repeated_in_float32(found):
     assert not found["half is finite"]
     assert found["repeated in float32"]
