@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from ..model import CFMModel
 from ..photos import find_photos
 from ..unet import UNet
 from ..vae import TinyVAE, load_vae
-from .data import LatentCrops, Variant, cache_latents
+from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
 from .objectives import DecodedLoss, objective_loss
-from .settings import RunSettings, TrainSettings
+from .settings import DataSettings, RunSettings, TrainSettings
 from .start import start_from
 from .validate import held_out, validate
 
@@ -136,7 +136,7 @@ class _Run:
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         data, flow, hp = self.settings.data, self.settings.flow, self.settings.train
         multiple = latent_space(data.latent_space).pixels * flow.scale
-        variants = [Variant(s, f) for f in ((False, True) if data.flips else (False,)) for s in data.short_sides]
+        variants = variants_of(data.short_sides, data.flips, data.latent_noise)
         photos = find_photos(data.photos)
         with self.accelerator.main_process_first():
             vae = self._load_vae()
@@ -275,7 +275,11 @@ class _Run:
 
     def _resume(self) -> None:
         progress = json.loads((self.state / "progress.json").read_text(encoding="utf-8"))
-        if progress["run"] != self._identity():
+        ours, theirs = self._identity(), progress["run"]
+        for section, kind in (("data", DataSettings), ("train", TrainSettings)):  # settings newer than the run
+            defaults = {f.name: f.default for f in fields(kind) if f.name in ours[section]}
+            theirs[section] = {**defaults, **theirs[section]}
+        if theirs != ours:
             raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
         self.accelerator.load_state(str(self.state))
         self.step, self.seconds = progress["step"], progress["seconds"]
