@@ -168,6 +168,16 @@ def _add_evaluate(commands: Commands) -> None:
     command.add_argument("--space", help="latent space, needed without a model")
     command.add_argument("--device", default="cpu")
     command.add_argument("--vae-dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
+    command.add_argument(
+        "--latent-noise",
+        default="",
+        metavar="0,0.05,0.1",
+        help="also lift low latents with noise of these standard deviations, and after a round trip through the VAE",
+    )
+    command.add_argument(
+        "--fid", metavar="FILE", help="Inception weights you have: pt_inception-2015-12-05-6726825d.pth"
+    )
+    command.add_argument("--lpips", metavar="NET", help="alex, vgg or squeeze, where torchvision's weights are at hand")
     command.add_argument("--out", help="folder for results.csv, table.md, pictures.png and plots")
     command.set_defaults(run=_evaluate)
 
@@ -176,7 +186,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from .evaluate import evaluate_files, table
+    from .evaluate import evaluate_files
+    from .rows import table
 
     with tqdm(unit="method") as bar:
 
@@ -199,6 +210,9 @@ def _evaluate(args: argparse.Namespace) -> None:
             steps=[int(n) for n in args.steps.split(",")],
             solvers=args.solver.split(","),
             seed=args.seed,
+            latent_noise=[float(v) for v in args.latent_noise.split(",") if v],
+            fid=args.fid,
+            lpips=args.lpips,
             progress=progress,
         )
     print(table(result.rows))

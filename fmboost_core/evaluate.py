@@ -3,7 +3,8 @@
 Every photo is brought to `short_side`, encoded (the truth) and reduced by the scale and encoded (what is lifted).
 A method makes a high latent of the low one; its decoded picture is compared
 
-- with the photo: PSNR, SSIM, periodicity of the residual at 2 and 8 px, and PSNR of both reduced by the scale;
+- with the photo: PSNR, SSIM, periodicity of the residual at 2 and 8 px, and PSNR of both reduced by the scale; FID and
+  LPIPS where the user has their weights;
 - with the reconstruction (the decoded truth, the ceiling of every method): high-frequency energy, sliced Wasserstein
   distance of Laplacian patches, Frechet distance of patch features;
 - with the decoded low latent: mean colour.
@@ -11,12 +12,11 @@ A method makes a high latent of the low one; its decoded picture is compared
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 
@@ -27,16 +27,15 @@ from torch import Tensor
 from . import metrics
 from .checkpoint import load_model, resolve
 from .figures import Picture, picture_grid, plots
+from .methods import Method, is_shown, make_methods
 from .model import CFMModel
 from .photos import find_photos, load_photo
-from .solver import SOLVERS
-from .upsample import reduce_pixels, upsample
+from .rows import BASELINES, CEILING, Row, table, write_csv
+from .upsample import reduce_pixels
 from .vae import TinyVAE, load_vae
 
 log = logging.getLogger(__name__)
 
-BASELINES = ("nearest", "bilinear", "bicubic", "psu")
-CEILING = "reconstruction"
 SMALLEST = 160  # px: twenty periods of 8
 MOST_PATCHES = 40_000  # a level and method, over all photos
 MOST_FEATURES = 200_000
@@ -46,48 +45,44 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method over all photos: means, where nothing else is said."""
-
-    method: str
-    solver: str = ""
-    steps: int | None = None
-    evaluations: float = 0  # network calls an image
-    photos: int = 0
-    psnr: float = math.nan  # dB, to the photo
-    ssim: float = math.nan
-    psnr_reduced: float = math.nan  # dB, of the reduced output to the reduced photo
-    latent_mse: float = math.nan  # to the latent of the photo
-    high_frequency: float = math.nan  # energy of the finest band over the reconstruction's, over the whole set
-    swd: float = math.nan  # normalised by the reconstruction
-    swd_of_best: float = math.nan  # over the smallest of the baselines
-    swd_each: float = math.nan  # each set normalised by itself, as published
-    frechet: float = math.nan  # of patch features
-    colour: float = math.nan  # 1/255, mean colour against the decoded low latent
-    grid2: float = math.nan  # periodicity at 2 px, 1 is none
-    grid8: float = math.nan  # at 8 and 4 px
-    lift_ms: float = math.nan  # median an image, autoencoder included where the method needs it
-    decode_ms: float = math.nan  # median an image, of the decode after the lift
-
-    @property
-    def label(self) -> str:
-        if not self.solver:
-            return self.method
-        return f"{self.method} {self.solver}" + (f" {self.steps}" if self.steps else "")
-
-
-@dataclass(frozen=True)
 class Evaluation:
     rows: list[Row]
     pictures: list[Picture]
 
 
-@dataclass(frozen=True)
-class _Method:
-    """A way from the low latent of photo `index` to a high one; also returns the network calls it made."""
+@dataclass
+class Perceptual:
+    """Metrics with learned weights, which only the user may have.
 
-    row: Row
-    lift: Callable[[Tensor, int], tuple[Tensor, int]]
+    `features` maps (B, 3, H, W) in [0, 1] to (B, D) of which FID is the Frechet distance to those of the photos;
+    `lpips` maps two such images to a distance.
+    """
+
+    features: Callable[[Tensor], Tensor] | None = None
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    photos: list[Tensor] = field(default_factory=list)
+
+    def see(self, photo: Tensor) -> None:
+        if self.features is not None:
+            self.photos.append(self.features(photo).cpu())
+
+    def compare(self, score: _Scores, image: Tensor, photo: Tensor) -> None:
+        if self.features is not None:
+            score.learned.append(self.features(image).cpu())
+        if self.lpips is not None:
+            score.add(lpips=float(self.lpips(image, photo)))
+
+    def fid(self, score: _Scores) -> float:
+        if len(self.photos) < 2:
+            return math.nan
+        return metrics.frechet_distance(torch.cat(score.learned), torch.cat(self.photos))
+
+
+def open_perceptual(fid: str | Path | None, lpips: str | None, device: torch.device | str) -> Perceptual:
+    """FID from a file of Inception weights and LPIPS with the named network, each where it is given."""
+    inception = metrics.open_fid(fid).to(device).inception if fid else None
+    distance = metrics.open_lpips(lpips).to(device) if lpips else None
+    return Perceptual(None if inception is None else lambda images: inception(_to_bytes(images)), distance)
 
 
 @dataclass
@@ -97,6 +92,7 @@ class _Scores:
     values: dict[str, list[float]] = field(default_factory=dict)
     patches: list[list[Tensor]] = field(default_factory=list)  # a photo: one tensor a level
     features: list[Tensor] = field(default_factory=list)
+    learned: list[Tensor] = field(default_factory=list)
     harmonics: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def add(self, **values: float) -> None:
@@ -125,16 +121,31 @@ def evaluate(
     seed: int = 0,
     tile: int = 0,
     pictures: int = 4,
+    latent_noise: Sequence[float] = (),
+    perceptual: Perceptual | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rows for the reconstruction, each baseline, and each model with each solver and number of steps.
 
     All models must lift by the same scale (`scale` says which without models) in the latent space of `vae`. An
-    adaptive solver has one row. `pictures` photos, evenly spread, are kept for the grid. Photos that cannot be read
-    or are under 160 px are named in the log and skipped. Randomness depends on `seed` alone.
+    adaptive solver has one row, and so has a model whose file says it is a regression. `latent_noise` adds rows on
+    disturbed low latents (`methods.make_methods`). `pictures` photos, evenly spread, are kept for the grid. Photos that
+    cannot be read or are under 160 px are named in the log and skipped. Randomness depends on `seed` alone.
     """
     scale = _common_scale(models, vae, scale)
-    methods = _methods(models, baselines, vae, scale, steps, solvers, noise_step, seed, tile)
+    methods = make_methods(
+        models,
+        vae,
+        scale,
+        baselines=baselines,
+        steps=steps,
+        solvers=solvers,
+        noise_step=noise_step,
+        seed=seed,
+        tile=tile,
+        latent_noise=latent_noise,
+    )
+    perceptual = perceptual or Perceptual()
     images = _load(photos, short_side, vae.space.pixels * scale)
     scores = [_Scores() for _ in methods]
     shown = _spread(len(images), pictures)
@@ -152,8 +163,9 @@ def evaluate(
                 latent, image = high, truth
                 score.add(lift_ms=0, decode_ms=truth_ms, evaluations=0)
             else:
+                given = method.disturb(low, index)
                 start = _now(low)
-                latent, evaluations = method.lift(low, index)
+                latent, evaluations = method.lift(given, index)
                 lifted = _now(low)
                 image = vae.decode(latent)
                 done = _now(low)
@@ -161,14 +173,16 @@ def evaluate(
             score.add(
                 latent_mse=F.mse_loss(latent, high).item(), colour=_number(metrics.mean_colour_error, image, small)
             )
-            _compare(score, image, photo, truth, scale, index, len(images))
-            if index in shown and _in_picture(method.row, methods):
+            _compare(score, image, photo, scale, index, len(images))
+            perceptual.compare(score, image, photo)
+            if index in shown and is_shown(method.row, [m.row for m in methods]):
                 panels[method.row.label] = image
             if progress is not None:
                 progress(index * len(methods) + m + 1, len(images) * len(methods), method.row.label)
+        perceptual.see(photo)
         if index in shown:
             kept.append(Picture(path.stem, {k: _bytes(v) for k, v in _ordered(panels, photo).items()}))
-    return Evaluation(_rows(methods, scores, seed), kept)
+    return Evaluation(_rows(methods, scores, perceptual, seed), kept)
 
 
 def evaluate_files(
@@ -187,12 +201,16 @@ def evaluate_files(
     solvers: Sequence[str] = ("euler",),
     seed: int = 0,
     tile: int = 0,
+    latent_noise: Sequence[float] = (),
+    fid: str | Path | None = None,
+    lpips: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """`evaluate` on model files or names, a folder of photos (the first `limit`) and a TAESD file or folder.
 
     With `out`, writes results.csv, table.md, pictures.png and, where matplotlib is installed, the plots there.
-    `scale` and `space` are needed only without models.
+    `scale` and `space` are needed only without models. `fid` is the user's file of Inception weights, `lpips` the name
+    of a network whose weights lie in torch's hub folder.
     """
     loaded: dict[str, CFMModel] = {}
     for name in models:
@@ -213,6 +231,8 @@ def evaluate_files(
         solvers=solvers,
         seed=seed,
         tile=tile,
+        latent_noise=latent_noise,
+        perceptual=open_perceptual(fid, lpips, device),
         progress=progress,
     )
     if out is not None:
@@ -223,47 +243,6 @@ def evaluate_files(
         picture_grid(result.pictures, folder / "pictures.png")
         plots(result.rows, folder)
     return result
-
-
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("NFE", "evaluations", ".0f"),
-    ("PSNR", "psnr", ".2f"),
-    ("SSIM", "ssim", ".3f"),
-    ("PSNR low", "psnr_reduced", ".2f"),
-    ("latent MSE", "latent_mse", ".4f"),
-    ("HF", "high_frequency", ".2f"),
-    ("SWD", "swd", ".4f"),
-    ("of best", "swd_of_best", ".2f"),
-    ("SWD each", "swd_each", ".4f"),
-    ("Frechet", "frechet", ".3f"),
-    ("colour", "colour", ".2f"),
-    ("grid 2", "grid2", ".2f"),
-    ("grid 8", "grid8", ".2f"),
-    ("lift ms", "lift_ms", ".0f"),
-    ("decode ms", "decode_ms", ".0f"),
-)
-
-
-def table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """The rows as aligned text, or as a Markdown table."""
-    lines = [["method", *(title for title, _, _ in COLUMNS)]]
-    lines += [[row.label, *(format(getattr(row, name), spec) for _, name, spec in COLUMNS)] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    cells = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
-    ]
-    if not markdown:
-        return "\n".join("  ".join(line) for line in cells)
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [cells[0], rule, *cells[1:]])
-
-
-def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """One line a row, one column a field of `Row`, unrounded."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def _common_scale(models: Mapping[str, CFMModel], vae: TinyVAE, scale: int | None) -> int:
@@ -277,60 +256,6 @@ def _common_scale(models: Mapping[str, CFMModel], vae: TinyVAE, scale: int | Non
         if name in {CEILING, *BASELINES}:
             raise ValueError(f"a model cannot be called {name}, as a baseline is: rename the file")
     return scales.pop()
-
-
-def _methods(
-    models: Mapping[str, CFMModel],
-    baselines: Sequence[str],
-    vae: TinyVAE,
-    scale: int,
-    steps: Sequence[int],
-    solvers: Sequence[str],
-    noise_step: int | None,
-    seed: int,
-    tile: int,
-) -> list[_Method]:
-    unknown = [b for b in baselines if b not in BASELINES] + [s for s in solvers if s not in SOLVERS]
-    if unknown:
-        raise ValueError(f"unknown {unknown[0]!r}: expected baselines of {BASELINES} and solvers of {tuple(SOLVERS)}")
-
-    def interpolate(kind: str) -> _Method:
-        def lift(low: Tensor, index: int) -> tuple[Tensor, int]:
-            if kind == "bicubic":
-                return F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False), 0
-            return upsample(low, scale, kind, vae), 0
-
-        return _Method(Row(kind), lift)
-
-    def run(name: str, model: CFMModel, solver: str, n: int | None) -> _Method:
-        def lift(low: Tensor, index: int) -> tuple[Tensor, int]:
-            calls = 0
-
-            def count(evaluation: int, *_: object) -> None:
-                nonlocal calls
-                calls = evaluation
-
-            x1 = model.upscale(
-                low,
-                steps=n or 1,
-                solver=solver,
-                seed=seed,
-                noise_step=noise_step,
-                vae=vae,
-                callback=count,
-                batch_index=[index],
-                tile=tile,
-            )
-            return x1, calls
-
-        return _Method(Row(name, solver, n), lift)
-
-    methods = [_Method(Row(CEILING), lambda low, index: (low, 0)), *map(interpolate, baselines)]
-    for name, model in models.items():
-        for solver in solvers:
-            grid = list(steps) if SOLVERS[solver].evaluations else [None]
-            methods += [run(name, model, solver, n) for n in grid]
-    return methods
 
 
 def _load(photos: Sequence[Path], short_side: int | None, multiple: int) -> list[Path]:
@@ -350,7 +275,7 @@ def _load(photos: Sequence[Path], short_side: int | None, multiple: int) -> list
     return good
 
 
-def _compare(score: _Scores, image: Tensor, photo: Tensor, truth: Tensor, scale: int, index: int, photos: int) -> None:
+def _compare(score: _Scores, image: Tensor, photo: Tensor, scale: int, index: int, photos: int) -> None:
     reduced = _number(metrics.psnr, reduce_pixels(image, scale), reduce_pixels(photo, scale))
     score.add(psnr=_number(metrics.psnr, image, photo), ssim=_number(metrics.ssim, image, photo), psnr_reduced=reduced)
     score.add(energy=metrics.high_frequency_energy(image).item())
@@ -363,43 +288,40 @@ def _compare(score: _Scores, image: Tensor, photo: Tensor, truth: Tensor, scale:
         score.harmonics.setdefault(period, []).append(ratios.log().cpu())
 
 
-def _rows(methods: Sequence[_Method], scores: Sequence[_Scores], seed: int) -> list[Row]:
+def _rows(methods: Sequence[Method], scores: Sequence[_Scores], perceptual: Perceptual, seed: int) -> list[Row]:
     ceiling = scores[0]
     reference, features = ceiling.levels(), torch.cat(ceiling.features)
     energy = sum(ceiling.values["energy"])
     rows: list[Row] = []
     for method, score in zip(methods, scores, strict=True):
         patches, values = score.levels(), score.values
-        names = ("psnr", "ssim", "psnr_reduced", "latent_mse", "colour", "evaluations")
+        names = ("psnr", "ssim", "psnr_reduced", "latent_mse", "colour", "evaluations", "lpips")
         rows.append(
-            Row(
-                method.row.method,
-                method.row.solver,
-                method.row.steps,
+            replace(
+                method.row,
                 photos=len(values["psnr"]),
-                **{name: fmean(values[name]) for name in names},
+                **{name: fmean(values[name]) for name in names if name in values},
                 high_frequency=sum(values["energy"]) / energy,
                 swd=metrics.patch_distances(patches, reference, seed=seed).mean,
                 swd_each=metrics.patch_distances(patches, reference, normalise="each", seed=seed).mean,
                 frechet=metrics.frechet_distance(torch.cat(score.features), features),
+                fid=perceptual.fid(score),
                 grid2=score.grid(2),
                 grid8=score.grid(8),
                 lift_ms=median(values["lift_ms"]),
                 decode_ms=median(values["decode_ms"]),
             )
         )
-    best = min((row.swd for row in rows if row.method in BASELINES), default=math.nan)
-    return [Row(**{**asdict(row), "swd_of_best": row.swd / best}) for row in rows]
+    best = min((row.swd for row in rows if row.method in BASELINES and not row.low), default=math.nan)
+    return [replace(row, swd_of_best=row.swd / best, gain_kept=gain_kept(row, rows, best)) for row in rows]
 
 
-def _in_picture(row: Row, methods: Sequence[_Method]) -> bool:
-    """Nearest, psu, the reconstruction, and of each model the first solver with 10 steps or the most there are."""
-    own = [m.row for m in methods if m.row.method == row.method]
-    if not row.solver:
-        return row.method in {"nearest", "psu", CEILING}
-    first = [r for r in own if r.solver == own[0].solver]
-    chosen = next((r for r in first if r.steps == 10), max(first, key=lambda r: r.steps or 0))
-    return row == chosen
+def gain_kept(row: Row, rows: Sequence[Row], best: float) -> float:
+    """What `row` gains in sliced Wasserstein distance over the `best` baseline, as a share of what the same model and
+    solver gain with the most steps in `rows`; NaN where that is nothing or there is one number of steps alone."""
+    own = [r for r in rows if r.steps and (r.method, r.solver, r.low) == (row.method, row.solver, row.low)]
+    most = max(own, key=lambda r: r.steps or 0, default=row)
+    return (best - row.swd) / (best - most.swd) if len(own) > 1 and most.swd < best else math.nan
 
 
 def _ordered(panels: dict[str, Tensor], photo: Tensor) -> dict[str, Tensor]:
@@ -412,7 +334,11 @@ def _spread(n: int, k: int) -> set[int]:
 
 
 def _bytes(image: Tensor) -> Tensor:
-    return (image[0] * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
+    return _to_bytes(image[0]).cpu().permute(1, 2, 0).contiguous()
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
 
 
 def _number(metric: Callable[[Tensor, Tensor], Tensor], image: Tensor, reference: Tensor) -> float:

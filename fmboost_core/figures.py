@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .evaluate import Row
+    from .rows import Row
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
 def _curves(axes: Any, rows: Sequence[Row], field: str, quality: str) -> None:
     """A line for each model and solver, a dashed level for each method without a network."""
     curves: dict[str, list[Row]] = {}
-    for i, row in enumerate(rows):
+    for i, row in enumerate(row for row in rows if not row.low):
         if row.solver:
             curves.setdefault(f"{row.method} {row.solver}", []).append(row)
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,19 @@ log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def encode_example(photo: Tensor, scale: int, vae: VAE) -> dict[str, Tensor]:
+def encode_example(
+    photo: Tensor, scale: int, vae: VAE, noise: float = 0.0, rng: np.random.Generator | None = None
+) -> dict[str, Tensor]:
     """One (1, 3, H, W) photo: ``high`` (C, h, w), ``psu`` (C, h, w) and ``low`` (C, h/scale, w/scale) latents, and the
-    decoded low one, ``picture`` (3, H/scale, W/scale)."""
+    decoded low one, ``picture`` (3, H/scale, W/scale).
+
+    With `noise` the low latent is disturbed first, as a sampler's is: by Gaussian noise from `rng` of a standard
+    deviation drawn from 0 to `noise`. What is made of it passes the autoencoder as it would at inference.
+    """
     low = vae.encode(reduce_pixels(photo, scale))
+    if noise and rng is not None:
+        drawn = torch.from_numpy(rng.standard_normal(low.shape, dtype=np.float32))
+        low = low + noise * rng.random() * drawn.to(low)
     picture = vae.decode(low)
     psu = upsample(low, scale, "psu", vae, picture)
     return {"high": vae.encode(photo)[0], "low": low[0], "psu": psu[0], "picture": picture[0]}
@@ -44,10 +54,17 @@ class Variant:
 
     short_side: int | None
     flip: bool = False
+    noise: float = 0.0  # greatest standard deviation on the low latent
 
     @property
     def name(self) -> str:
-        return f"{self.short_side or 'full'}{'f' if self.flip else ''}"
+        return f"{self.short_side or 'full'}{'f' if self.flip else ''}{f'n{self.noise:g}' if self.noise else ''}"
+
+
+def variants_of(short_sides: Sequence[int], flips: bool, latent_noise: float) -> list[Variant]:
+    """Every size as it is; with `flips` mirrored, too; with `latent_noise` each of these once more, disturbed."""
+    mirrored, noises = (False, True) if flips else (False,), (0.0, latent_noise) if latent_noise else (0.0,)
+    return [Variant(side, flip, noise) for noise in noises for flip in mirrored for side in short_sides]
 
 
 def cache_latents(
@@ -80,7 +97,8 @@ def cache_latents(
             except (OSError, ValueError) as error:
                 log.warning("skipped %s: %s", photo, error)
                 continue
-            example = compact(encode_example(image, scale, vae))
+            rng = np.random.default_rng(zlib.crc32(target.name.encode()))  # a photo's noise is its own, for ever
+            example = compact(encode_example(image, scale, vae, variant.noise, rng))
             partial = target.with_suffix(f".{os.getpid()}.part")
             save_file(example, partial)
             os.replace(partial, target)

@@ -10,31 +10,32 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..checkpoint import read_model_file, resolve, save_model
+from ..checkpoint import save_model
 from ..latent_spaces import latent_space
 from ..model import CFMModel
 from ..photos import find_photos
 from ..unet import UNet
 from ..vae import TinyVAE, load_vae
-from .data import LatentCrops, Variant, cache_latents
+from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
 from .objectives import DecodedLoss, objective_loss
-from .settings import RunSettings, TrainSettings
+from .settings import DataSettings, RunSettings, TrainSettings
+from .start import start_from
 from .validate import held_out, validate
 
+log = logging.getLogger(__name__)
 logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of every save
 
 
@@ -74,8 +75,10 @@ class _Run:
         torch.manual_seed(hp.seed)  # decides the first weights; every later draw has its own generator
         net = UNet(settings.net)
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if hp.start_from:
-            self._start_from(net, hp.start_from)
+        if hp.start_from and not resume:
+            said = start_from(net, settings.model_config(), hp.start_from)
+            if self.accelerator.is_main_process:
+                log.info(said)
         decayed = [p for p in net.parameters() if p.ndim > 1]
         rest = [p for p in net.parameters() if p.ndim <= 1]
         optimizer = torch.optim.AdamW(
@@ -91,16 +94,6 @@ class _Run:
         self.vae: TinyVAE | None = None
         if resume:
             self._resume()
-
-    def _start_from(self, net: UNet, origin: str) -> None:
-        config, weights = read_model_file(resolve(origin))
-        wanted = self.settings.net
-        added = wanted.in_channels - config.net.in_channels
-        if replace(config.net, in_channels=wanted.in_channels) != wanted or added < 0:
-            raise ValueError(f"{origin} is another network than [net] describes: give it the settings of that model")
-        first = "input_blocks.0.0.weight"
-        weights[first] = F.pad(weights[first], (0, 0, 0, 0, 0, added))  # new inputs begin unheard
-        net.load_state_dict(weights)
 
     def run(self) -> Path:
         hp = self.settings.train
@@ -143,7 +136,7 @@ class _Run:
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         data, flow, hp = self.settings.data, self.settings.flow, self.settings.train
         multiple = latent_space(data.latent_space).pixels * flow.scale
-        variants = [Variant(s, f) for f in ((False, True) if data.flips else (False,)) for s in data.short_sides]
+        variants = variants_of(data.short_sides, data.flips, data.latent_noise)
         photos = find_photos(data.photos)
         with self.accelerator.main_process_first():
             vae = self._load_vae()
@@ -282,7 +275,11 @@ class _Run:
 
     def _resume(self) -> None:
         progress = json.loads((self.state / "progress.json").read_text(encoding="utf-8"))
-        if progress["run"] != self._identity():
+        ours, theirs = self._identity(), progress["run"]
+        for section, kind in (("data", DataSettings), ("train", TrainSettings)):  # settings newer than the run
+            defaults = {f.name: f.default for f in fields(kind) if f.name in ours[section]}
+            theirs[section] = {**defaults, **theirs[section]}
+        if theirs != ours:
             raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
         self.accelerator.load_state(str(self.state))
         self.step, self.seconds = progress["step"], progress["seconds"]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class DataSettings:
     latent_space: str = "sd15"
     short_sides: tuple[int, ...] = (512,)  # px; every photo is encoded at each of them
     flips: bool = False  # also mirrored, which latents cannot be after encoding
+    latent_noise: float = 0.0  # also with noise of up to this standard deviation on the low latent; the paper has none
     license: str = ""  # of the photos, for the model file
 
 
@@ -84,11 +85,12 @@ class RunSettings:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def model_config(self, trained_on: dict[str, Any] | None = None) -> ModelConfig:
+        regression = self.train.objective == "regression"  # which starts from a clean x0
         return ModelConfig(
             net=self.net,
-            flow=self.flow,
+            flow=replace(self.flow, noise_step=0) if regression else self.flow,
             latent_space=self.data.latent_space,
-            trained_on=trained_on or {},
+            trained_on={"objective": self.train.objective, **(trained_on or {})},
             license=self.license,
             sha256=self.fingerprint,
         )
@@ -118,6 +120,8 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
     train = _section(TrainSettings, values.pop("train", {}), f"{path}, [train]")
     top = _section(RunSettings, {**values, "data": 0, "train": 0}, str(path))
     data["short_sides"] = tuple(data.get("short_sides", (512,)))
+    if data.get("latent_noise", 0) < 0:
+        raise ValueError(f"latent_noise is {data['latent_noise']}: expected a standard deviation from 0")
     top.update(data=DataSettings(**data), train=TrainSettings(**train), net=NetConfig(**net), flow=flow)
     settings = RunSettings(**top)
     settings.model_config()  # network and latent space fit, or a sentence

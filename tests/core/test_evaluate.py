@@ -1,6 +1,8 @@
 import csv
 import logging
+import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from PIL import Image
 
 from fmboost_core.checkpoint import save_model
 from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
-from fmboost_core.evaluate import BASELINES, CEILING, Row, evaluate, evaluate_files, table, write_csv
+from fmboost_core.evaluate import Perceptual, evaluate, evaluate_files, gain_kept
 from fmboost_core.figures import Picture, picture_grid, plots
 from fmboost_core.latent_spaces import LATENT_SPACES
 from fmboost_core.model import CFMModel
+from fmboost_core.rows import BASELINES, CEILING, Row, table, write_csv
 from fmboost_core.unet import UNet
 from fmboost_core.vae import TinyVAE
 
@@ -69,6 +72,62 @@ def test_an_identity_flow_scores_as_the_baseline_it_starts_from(photos, space, s
             assert getattr(rows[label], quality) == pytest.approx(expected, rel=1e-3, abs=1e-6), quality
     assert [rows[f"from-nearest euler {n}"].evaluations for n in (1, 3)] == [1, 3]
     assert all(row.photos == 2 and row.decode_ms > 0 for row in found.rows)
+
+
+def test_disturbed_low_latents_have_rows_of_their_own(photos):
+    vae, model = autoencoder(), fresh("nearest")
+    found = evaluate(
+        {"m": model}, photos[:1], vae, short_side=160, steps=(1, 2), baselines=("psu",), latent_noise=(0, 0.05, 0.1)
+    )
+    rows = by_label(found.rows)
+    hows = ("noise 0.05", "noise 0.1", "round trip")
+    disturbed = [f"{name}, {how}" for how in hows for name in ("psu", "m euler 2")]
+    assert list(rows) == [CEILING, "psu", "m euler 1", "m euler 2", *disturbed]
+    # The identity flow from nearest passes the noise on, which is independent of its error.
+    clean = rows["m euler 2"].latent_mse
+    for deviation in (0.05, 0.1):
+        added = rows[f"m euler 2, noise {deviation}"].latent_mse - clean
+        assert added == pytest.approx(deviation**2, rel=0.5)
+    assert all("," not in label for label in found.pictures[0].panels)
+
+
+def test_a_regression_net_has_one_row_of_one_step(photos):
+    regression = fresh("nearest", noise_step=300)
+    regression.config = replace(regression.config, trained_on={"objective": "regression"})
+    models = {"mean": regression, "flow": fresh("nearest", noise_step=300)}
+    rows = by_label(evaluate(models, photos[:1], autoencoder(), short_side=160, steps=(2, 4), pictures=0).rows)
+    assert [label for label in rows if label not in (CEILING, *BASELINES)] == [
+        "mean, regression euler 1", "flow euler 2", "flow euler 4",
+    ]  # fmt: skip
+    assert rows["mean, regression euler 1"].latent_mse == pytest.approx(rows["nearest"].latent_mse)  # a clean start
+
+
+def test_the_gain_kept_is_a_share_of_the_gain_of_the_most_steps():
+    rows = [Row("psu", swd=5.0), *(Row("m", "euler", n, swd=s) for n, s in ((1, 6.0), (4, 1.4), (50, 1.0)))]
+    assert [gain_kept(row, rows, 5.0) for row in rows[1:]] == pytest.approx([-0.25, 0.9, 1.0])
+    assert math.isnan(gain_kept(rows[0], rows, 5.0))
+    assert math.isnan(gain_kept(rows[1], rows[:2], 5.0))
+
+
+def test_learned_metrics_are_those_of_their_definition(photos):
+    """Features that are the mean of the red channel: FID is then (difference of means)^2 + (of deviations)^2."""
+    seen = {}
+
+    def features(images):
+        return images[:, :1].mean(dim=(2, 3))
+
+    def distance(image, photo):
+        seen.setdefault("pairs", []).append((image, photo))
+        return (image - photo).abs().mean()
+
+    given = Perceptual(features, distance)
+    row = evaluate(
+        {}, photos, autoencoder(), scale=2, short_side=160, baselines=("nearest",), pictures=0, perceptual=given
+    ).rows[-1]
+    ours, theirs = (torch.tensor([float(features(p[i])) for p in seen["pairs"][1::2]]).double() for i in (0, 1))
+    expected = (ours.mean() - theirs.mean()) ** 2 + (ours.std() - theirs.std()) ** 2
+    assert row.fid == pytest.approx(float(expected), rel=1e-3, abs=1e-9)
+    assert row.lpips == pytest.approx(float(torch.stack([(a - b).abs().mean() for a, b in seen["pairs"][1::2]]).mean()))
 
 
 def test_the_reconstruction_is_the_ceiling(photos):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fmboost_core.photos import find_photos, load_photo
-from fmboost_core.train.data import LatentCrops, Variant, cache_latents
+from fmboost_core.train.data import LatentCrops, Variant, cache_latents, encode_example, variants_of
 from fmboost_core.upsample import fold_picture
 
 
@@ -122,6 +122,30 @@ def test_the_cache_is_kept_and_bad_photos_are_named(photos, caplog):
     assert len(files) == 1
     before = files[0].stat().st_mtime_ns
     assert cached(photos)[0].stat().st_mtime_ns == before
+
+
+def test_a_disturbed_variant_is_one_of_the_low_latent_alone(photos):
+    variants = variants_of([256], False, 0.1)
+    assert [v.name for v in variants] == ["256", "256n0.1"]
+    files = cached(photos, variants)
+    plain, noisy = LatentCrops(files, crop=32, scale=2, seed=0).examples
+    assert torch.equal(noisy["high"], plain["high"])
+    added = (noisy["low"] - plain["low"]).float()
+    assert 0 < added.std() < 0.1
+    assert abs(added.mean()) < 4 * added.std() / added.numel() ** 0.5 + 1e-3
+    # PoolVAE decodes a latent to flat blocks, so what is made of it holds the same noise.
+    pooled = F.avg_pool2d(noisy["psu"].float(), 2) - F.avg_pool2d(plain["psu"].float(), 2)
+    assert torch.corrcoef(torch.stack([pooled.flatten(), added.flatten()]))[0, 1] > 0.9
+    files[1].unlink()
+    again = LatentCrops(cached(photos, variants), crop=32, scale=2, seed=0).examples[1]
+    assert torch.equal(again["low"], noisy["low"])
+
+
+def test_disturbances_of_many_photos_spread_from_nothing_to_the_greatest():
+    vae, photo = PoolVAE(), torch.full((1, 3, 128, 128), 0.5)
+    made = [encode_example(photo, 2, vae, 0.2, np.random.default_rng(i))["low"] - 0.5 for i in range(100)]
+    spread = torch.stack([m.std() for m in made]).sort().values
+    torch.testing.assert_close(spread, torch.linspace(0, 0.2, 100), atol=0.04, rtol=0)
 
 
 def test_a_cache_of_other_latents_is_refused(photos):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -178,6 +180,25 @@ def test_a_run_is_not_overwritten_nor_changed_on_resume(workplace, uninterrupted
     assert "add --resume" in capsys.readouterr().err
     assert fmboost(workplace, "whole", "--resume", "--set", "train.batch=8") == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_run_older_than_a_setting_is_resumed_with_its_default(workplace, uninterrupted, capsys):
+    shutil.copytree(uninterrupted, workplace / "old")
+    record = workplace / "old" / "state" / "progress.json"
+    progress = json.loads(record.read_text())
+    del progress["run"]["data"]["latent_noise"]
+    record.write_text(json.dumps(progress))
+    assert fmboost(workplace, "old", "--resume", "--set", "data.latent_noise=0.1") == 2
+    assert "other settings" in capsys.readouterr().err
+    assert fmboost(workplace, "old", "--resume") == 0
+
+
+def test_a_regression_net_says_so_and_starts_clean(workplace):
+    out = ["--set", "train.objective=regression", "--set", "train.steps=3"]
+    assert fmboost(workplace, "mean", *out) == 0
+    config = load_model(workplace / "mean" / "tiny.safetensors").config
+    assert config.trained_on["objective"] == "regression"
+    assert config.flow.noise_step == 0  # whatever [flow] says: it never saw a noised start
 
 
 def test_learning_rate_rises_stays_and_falls():
