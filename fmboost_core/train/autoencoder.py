@@ -58,10 +58,13 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
     average = EMA(student, settings.ema)
     first = _load(out, student, optimizer, average) if resume else 0
     photos = [_pixels(p, settings.short_side) for p in tqdm(find_photos(settings.photos), desc="reading photos")]
+    smallest = min(min(photo.shape[1:]) for photo in photos)
+    if smallest < settings.crop:
+        raise ValueError(f"a photo is {smallest} px on its short side, the crop {settings.crop}: use a smaller crop")
     bar = tqdm(range(first, settings.steps), unit="step", initial=first, total=settings.steps)
-    since, sums = time.monotonic(), torch.zeros(2)
+    since, sums, seen = time.monotonic(), torch.zeros(2), 0
     for step in bar:
-        fall = min(1.0, (settings.steps - step) / settings.decay)
+        fall = min(1.0, (settings.steps - step) / max(1, settings.decay))
         optimizer.param_groups[0]["lr"] = settings.learning_rate * min(fall, (step + 1) / 100)
         images = _crops(photos, settings, step)
         with torch.no_grad():
@@ -76,17 +79,21 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
         encoder_loss = (made - latents).square().mean()
         decoder_loss = (decoded - pictures).abs().mean() + settings.edge_weight * _edges(decoded, pictures)
         loss = encoder_loss + 10 * decoder_loss
-        if not math.isfinite(float(loss)):
-            raise ValueError(f"the loss is {float(loss)} at step {step}: lower learning_rate and resume from the save")
+        if not math.isfinite(float(loss.detach())):
+            raise ValueError(
+                f"the loss is {float(loss.detach())} at step {step}: lower learning_rate and resume from the save"
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         average.update(student)
         sums += torch.tensor([encoder_loss.item(), decoder_loss.item()])
+        seen += 1
         if (step + 1) % 50 == 0:
-            encoder_mean, decoder_mean = (sums / 50).tolist()
+            encoder_mean, decoder_mean = (sums / seen).tolist()
             sums.zero_()
+            seen = 0
             bar.set_postfix(encoder=f"{encoder_mean:.4f}", decoder=f"{decoder_mean:.4f}")
             with (out / "log.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([step + 1, encoder_mean, decoder_mean, time.monotonic() - since])
