@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,12 +76,14 @@ def cache_latents(
     scale: int,
     multiple: int,
     identity: dict[str, str | int],
+    reflow: Callable[[dict[str, Tensor], VAE, int], dict[str, Tensor]] | None = None,
     progress: Iterable[int] | None = None,
 ) -> list[Path]:
     """Encode every photo in every variant into `cache`, one file each; what is there already is kept.
 
-    `identity` names what the latents depend on (autoencoder, scale); a cache made otherwise is refused. Photos that
-    cannot be read are named in the log and skipped. Returns the files of these photos and variants.
+    `identity` names what the latents depend on (autoencoder, scale); a cache made otherwise is refused. `reflow`
+    (`reflow.Reflow`) puts a model's result in the place of the photo's latent. Photos that cannot be read are named
+    in the log and skipped. Returns the files of these photos and variants.
     """
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
@@ -98,9 +100,11 @@ def cache_latents(
                 log.warning("skipped %s: %s", photo, error)
                 continue
             rng = np.random.default_rng(zlib.crc32(target.name.encode()))  # a photo's noise is its own, for ever
-            example = compact(encode_example(image, scale, vae, variant.noise, rng))
+            example = encode_example(image, scale, vae, variant.noise, rng)
+            if reflow is not None:
+                example = reflow(example, vae, int(rng.integers(2**63)))
             partial = target.with_suffix(f".{os.getpid()}.part")
-            save_file(example, partial)
+            save_file(compact(example), partial)
             os.replace(partial, target)
         files.append(target)
     if not files:
@@ -139,9 +143,9 @@ class LatentCrops(IterableDataset[dict[str, Tensor]]):
     run resumes exactly where it was, and several processes see together what one would.
 
     Yields ``high``, ``psu`` and ``noise`` (C, crop, crop), ``low`` (C, crop/scale, crop/scale), the decoded ``picture``
-    of the latter (3, pixels, pixels) in [0, 1], and ``t`` (), float32.
-    Times are uniform on [0, 1], evenly spread over successive examples. Process `rank` of `world` takes every
-    `world`-th example from `start` on.
+    of the latter (3, pixels, pixels) in [0, 1], and ``t`` (), float32. A reflow's examples bring their noise, which is
+    cropped with them. Times are uniform on [0, 1], evenly spread over successive examples. Process `rank` of `world`
+    takes every `world`-th example from `start` on.
     """
 
     def __init__(
@@ -172,12 +176,16 @@ class LatentCrops(IterableDataset[dict[str, Tensor]]):
         y, x = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         fold = latents["picture"].shape[2] // width  # pixels of a latent pixel
         high = crop(latents["high"], y * self.scale, x * self.scale, self.crop)
+        if "noise" in latents:
+            noise = crop(latents["noise"], y * self.scale, x * self.scale, self.crop)
+        else:
+            noise = torch.from_numpy(rng.standard_normal(high.shape, dtype=np.float32))
         return {
             "low": crop(latents["low"], y, x, size),
             "high": high,
             "psu": crop(latents["psu"], y * self.scale, x * self.scale, self.crop),
             "picture": crop(latents["picture"], y * fold, x * fold, size * fold) / 255,
-            "noise": torch.from_numpy(rng.standard_normal(high.shape, dtype=np.float32)),
+            "noise": noise,
             "t": torch.tensor((n * GOLDEN + self.phase) % 1, dtype=torch.float32),
         }
 

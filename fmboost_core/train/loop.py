@@ -31,6 +31,7 @@ from ..vae import TinyVAE, load_vae
 from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
 from .objectives import DecodedLoss, objective_loss
+from .reflow import Reflow
 from .settings import DataSettings, RunSettings, TrainSettings
 from .start import start_from
 from .validate import held_out, validate
@@ -140,6 +141,15 @@ class _Run:
         photos = find_photos(data.photos)
         with self.accelerator.main_process_first():
             vae = self._load_vae()
+            identity: dict[str, str | int] = {
+                "latent_space": data.latent_space,
+                "scale": flow.scale,
+                "autoencoder": vae.fingerprint(),
+            }
+            reflow = None
+            if data.reflow_model:
+                reflow = Reflow(data.reflow_model, data.reflow_steps, flow, self.accelerator.device)
+                identity |= {"reflow_model": reflow.digest, "reflow_steps": data.reflow_steps}
             jobs = range(len(photos) * len(variants))
             files = cache_latents(
                 photos,
@@ -148,7 +158,8 @@ class _Run:
                 vae=vae,
                 scale=flow.scale,
                 multiple=multiple,
-                identity={"latent_space": data.latent_space, "scale": flow.scale, "autoencoder": vae.fingerprint()},
+                identity=identity,
+                reflow=reflow,
                 progress=tqdm(jobs, desc="encoding photos", unit="photo", disable=not self.accelerator.is_main_process),
             )
         crops = LatentCrops(

@@ -32,6 +32,8 @@ class DataSettings:
     short_sides: tuple[int, ...] = (512,)  # px; every photo is encoded at each of them
     flips: bool = False  # also mirrored, which latents cannot be after encoding
     latent_noise: float = 0.0  # also with noise of up to this standard deviation on the low latent; the paper has none
+    reflow_model: str = ""  # a model file, or a shipped model, whose results to learn instead of the photos' latents
+    reflow_steps: int = 12  # Euler, of that model
     license: str = ""  # of the photos, for the model file
 
 
