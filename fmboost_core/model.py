@@ -52,8 +52,8 @@ class CFMModel:
 
         A network is largest where its first level is taken up again: what comes from below, that joined to a skip
         connection, the same after its norm and its activation, the skip connections still to come; and what a
-        convolution reorders, its weights among it. The state outside is float32 and whole. `benchmarks/memory.py` compares with measured
-        peaks.
+        convolution reorders, its weights among it. The state outside is float32 and whole. `benchmarks/memory.py`
+        compares with measured peaks.
         """
         net = self.config.net
         first, below = net.channel_mult[0], net.channel_mult[min(1, len(net.channel_mult) - 1)]
