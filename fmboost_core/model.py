@@ -52,8 +52,8 @@ class CFMModel:
 
         A network is largest where its first level is taken up again: what comes from below, that joined to a skip
         connection, the same after its norm and its activation, the skip connections still to come; and what a
-        convolution reorders. The state outside is float32 and whole. `benchmarks/memory.py` compares with measured
-        peaks.
+        convolution reorders, its weights among it. The state outside is float32 and whole. `benchmarks/memory.py`
+        compares with measured peaks.
         """
         net = self.config.net
         first, below = net.channel_mult[0], net.channel_mult[min(1, len(net.channel_mult) - 1)]
@@ -61,8 +61,9 @@ class CFMModel:
         width_of_all = below + 4 * joined + (net.num_res_blocks + 1) * first
         pixels = batch * min(tile or height, height) * min(tile or width, width)
         network = pixels * net.model_channels * width_of_all / net.pool_factor**2 * self.dtype.itemsize
-        state = batch * height * width * (2 * net.in_channels + 6 * net.out_channels) * 4
-        return int(network + state)
+        weights = 9 * joined * first * net.model_channels**2 * self.dtype.itemsize
+        state = batch * height * width * (net.in_channels + 4 * net.out_channels) * 4
+        return int(network + weights + state)
 
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, context: Tensor, *, tile: int = 0) -> Tensor:
