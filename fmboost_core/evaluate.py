@@ -7,6 +7,8 @@ A method makes a high latent of the low one; its decoded picture is compared
 - with the reconstruction (the decoded truth, the ceiling of every method): high-frequency energy, sliced Wasserstein
   distance of Laplacian patches, Frechet distance of patch features;
 - with the decoded low latent: mean colour.
+
+With the Inception weights at hand, also FID to the photos.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +66,7 @@ class Row:
     swd_of_best: float = math.nan  # over the smallest of the baselines
     swd_each: float = math.nan  # each set normalised by itself, as published
     frechet: float = math.nan  # of patch features
+    fid: float = math.nan  # to the photos
     colour: float = math.nan  # 1/255, mean colour against the decoded low latent
     grid2: float = math.nan  # periodicity at 2 px, 1 is none
     grid8: float = math.nan  # at 8 and 4 px
@@ -98,6 +102,7 @@ class _Scores:
     patches: list[list[Tensor]] = field(default_factory=list)  # a photo: one tensor a level
     features: list[Tensor] = field(default_factory=list)
     harmonics: dict[int, list[Tensor]] = field(default_factory=dict)
+    fid: Any = None
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
@@ -125,22 +130,25 @@ def evaluate(
     seed: int = 0,
     tile: int = 0,
     pictures: int = 4,
+    fid: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rows for the reconstruction, each baseline, and each model with each solver and number of steps.
 
     All models must lift by the same scale (`scale` says which without models) in the latent space of `vae`. An
     adaptive solver has one row. `pictures` photos, evenly spread, are kept for the grid. Photos that cannot be read
-    or are under 160 px are named in the log and skipped. Randomness depends on `seed` alone.
+    or are under 160 px are named in the log and skipped. `fid` is the file of `metrics.open_fid`. Randomness depends
+    on `seed` alone.
     """
     scale = _common_scale(models, vae, scale)
     methods = _methods(models, baselines, vae, scale, steps, solvers, noise_step, seed, tile)
     images = _load(photos, short_side, vae.space.pixels * scale)
-    scores = [_Scores() for _ in methods]
+    device = next(vae.parameters()).device
+    scores = [_Scores(fid=metrics.open_fid(fid).to(device) if fid else None) for _ in methods]
     shown = _spread(len(images), pictures)
     kept: list[Picture] = []
     for index, path in enumerate(images):
-        photo = load_photo(path, short_side, vae.space.pixels * scale).to(next(vae.parameters()).device)
+        photo = load_photo(path, short_side, vae.space.pixels * scale).to(device)
         high, low = vae.encode(photo), vae.encode(reduce_pixels(photo, scale))
         start = _now(high)
         truth = vae.decode(high)
@@ -354,6 +362,9 @@ def _compare(score: _Scores, image: Tensor, photo: Tensor, truth: Tensor, scale:
     reduced = _number(metrics.psnr, reduce_pixels(image, scale), reduce_pixels(photo, scale))
     score.add(psnr=_number(metrics.psnr, image, photo), ssim=_number(metrics.ssim, image, photo), psnr_reduced=reduced)
     score.add(energy=metrics.high_frequency_energy(image).item())
+    if score.fid is not None:
+        score.fid.update(photo, real=True)
+        score.fid.update(image, real=False)
     patches = min(128, max(1, MOST_PATCHES // photos))
     score.patches.append([level.cpu() for level in metrics.laplacian_patches(image, patches=patches, seed=index)])
     features = metrics.patch_features(image).cpu()
@@ -382,6 +393,7 @@ def _rows(methods: Sequence[_Method], scores: Sequence[_Scores], seed: int) -> l
                 swd=metrics.patch_distances(patches, reference, seed=seed).mean,
                 swd_each=metrics.patch_distances(patches, reference, normalise="each", seed=seed).mean,
                 frechet=metrics.frechet_distance(torch.cat(score.features), features),
+                fid=score.fid.compute().item() if score.fid else math.nan,
                 grid2=score.grid(2),
                 grid8=score.grid(8),
                 lift_ms=median(values["lift_ms"]),
