@@ -78,7 +78,7 @@ def run(lab: Lab, name: str, config: str) -> Path:
     settings = {
         "command": f"`python -m benchmarks.paper {name} --config {config}`",
         "settings": described(lab.preset),
-        "networks": ", ".join(f"{net} ({examples})" for net, examples in lab.ran.items()) or "random",
+        "networks": ", ".join(f"{net} ({examples})" for net, examples in lab.ran.items()) or "none trained",
         "autoencoder": lab.vae.fingerprint(),
         "took": f"{time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} s of CPU time, training included",
     }

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from fmboost_core.checkpoint import load_model, read_model_file
@@ -75,7 +76,8 @@ class Lab:
             kept = folder / f"{name}.{milestone:06d}.safetensors"
             if not kept.exists():
                 resume = (folder / "state" / "progress.json").is_file()
-                written = train(self.settings(name, milestone), folder, resume=resume)
+                with torch.inference_mode(False), torch.enable_grad():  # experiments ask for networks without either
+                    written = train(self.settings(name, milestone), folder, resume=resume)
                 shutil.copyfile(written, kept)
             if milestone == step:
                 return kept

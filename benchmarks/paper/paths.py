@@ -17,6 +17,12 @@ from .report import Column, Plot, Report
 from .sr3 import DiffusionModel
 
 FRAMES = 5  # Fig. 8
+FLOWS = {"CFM-0": "cfm-0", "CFM-400": "cfm-400", "FM": "fm", "SR3, probability flow": "sr3"}
+
+
+def distance(states: Tensor) -> Tensor:
+    """Root mean square of the difference of the ends of `states` (N, B, ...), (B,)."""
+    return (states[-1] - states[0]).flatten(1).square().mean(dim=1).sqrt()
 
 
 def length_ratio(states: Tensor) -> Tensor:
@@ -59,9 +65,8 @@ def acceleration(states: Tensor) -> Tensor:
 def straight(lab: Lab) -> Report:
     """Straightness of the learned flows."""
     steps = lab.preset.trajectory_steps
-    nets = {"CFM-0": "cfm-0", "CFM-400": "cfm-400", "FM": "fm", "SR3, probability flow": "sr3"}
     rows = []
-    for label, net in nets.items():
+    for label, net in FLOWS.items():
         model = lab.model(net)
         ways = []
         for i, path in enumerate(lab.held_out[: lab.preset.straight_photos]):
@@ -71,20 +76,22 @@ def straight(lab: Lab) -> Report:
                 states = model.states(x0, context, steps)
             else:
                 states = integrate(model.velocity, x0, context, steps=steps, frames=steps + 1).states
-            ways.append([f(states).item() for f in (length_ratio, turning, acceleration)])
-        length, angle, uneven = torch.tensor(ways).mean(dim=0).tolist()
-        rows.append({"net": label, "length": length, "turning": angle, "acceleration": uneven})
+            ways.append([f(states).item() for f in (distance, length_ratio, turning, acceleration)])
+        far, length, angle, uneven = torch.tensor(ways).mean(dim=0).tolist()
+        rows.append({"net": label, "distance": far, "length": length, "turning": angle, "acceleration": uneven})
         print(f"  {label}: length {length:.4f}, turning {angle:.0f} degrees", flush=True)
     columns = (
         Column("net", "net"),
+        Column("distance", "distance", ".3f"),
         Column("length over distance", "length", ".4f"),
         Column("turning, degrees", "turning", ".1f"),
         Column("acceleration", "acceleration", ".4f"),
     )
     note = (
-        f"Means over {lab.preset.straight_photos} photos of {steps} Euler (SR3: DDIM) steps. Length: of the way over "
-        "the distance of its ends, 1 is straight. Turning: the angles between successive steps, added. Acceleration: "
-        "mean squared deviation of the velocity from x1 - x0, over |x1 - x0|^2; of SR3 in the time of its schedule."
+        f"Means over {lab.preset.straight_photos} photos of {steps} Euler (SR3: DDIM) steps. Distance: of the ends, "
+        "root mean square. Length: of the way over that distance, 1 is straight. Turning: the angles between "
+        "successive steps, added. Acceleration: mean squared deviation of the velocity from x1 - x0, over "
+        "|x1 - x0|^2; of SR3 in the time of its schedule."
     )
     points = [Plot("", c.title, {r["net"]: [(i, r[c.key])] for i, r in enumerate(rows)}) for c in columns[1:]]
     return Report("Straightness of the learned flows", columns, rows, [note], points)

@@ -203,13 +203,13 @@ def test_fid_is_the_frechet_distance_of_all_features_to_the_photos(photos, monke
         def forward(self, images):
             return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
-    monkeypatch.setattr(metrics, "open_fid", lambda weights: FrechetInceptionDistance(Features(), normalize=True))
+    monkeypatch.setattr(metrics, "open_fid", lambda weights: FrechetInceptionDistance(Features()))
     vae, net = autoencoder(), {"from-nearest": fresh()}
     rows = by_label(evaluate(net, photos, vae, short_side=160, steps=(1,), baselines=(), pictures=0, fid="x").rows)
     with torch.inference_mode():
         real = [load_photo(path, 160, 16) for path in photos]
         ours = [vae.decode(vae.encode(photo)) for photo in real]
-    features = [torch.cat([Features()((255 * image).byte()) for image in group]) for group in (ours, real)]
+    features = [torch.cat([Features()(image) for image in group]) for group in (ours, real)]
     # torchmetrics takes the square root of a rank-deficient product by general eigenvalues: not exact to the last digit
     assert rows[CEILING].fid == pytest.approx(metrics.frechet_distance(*features), rel=1e-2)
     assert rows["from-nearest euler 1"].fid > 0

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.paper.paths import acceleration, length_ratio, turning
+from benchmarks.paper.paths import acceleration, distance, length_ratio, turning
 from fmboost_core.solver import integrate
 
 
@@ -21,6 +21,7 @@ def test_a_straight_field_has_no_curvature():
     velocity = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
     states = integrate(lambda x, t: velocity, x0, steps=20, frames=21).states
     torch.testing.assert_close(length_ratio(states), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(distance(states), velocity.square().mean(dim=(1, 2, 3)).sqrt())
     assert turning(states).max() < 0.01
     assert acceleration(states).max() < 1e-8
 
