@@ -12,7 +12,7 @@ from .upsample import UPSAMPLINGS
 
 FORMAT_VERSION = 1
 ATTENTION_LAYOUTS = ("standard", "fm_boosting")
-PATHS = ("coupling", "gaussian")
+PATHS = ("coupling", "gaussian", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class FlowConfig:
         _one_of("upsampling", self.upsampling, UPSAMPLINGS)
         if not 0 <= self.noise_step <= 999:
             raise ValueError(f"noise_step is {self.noise_step}: expected 0 (no noise) to 999")
-        if self.path == "gaussian" and self.noise_step:
+        if self.path != "coupling" and self.noise_step:
             raise ValueError(f"a Gaussian start is noise already: noise_step is {self.noise_step}, expected 0")
         if not 0 <= self.sigma_min < 1:
             raise ValueError(f"sigma_min is {self.sigma_min}: expected 0 to less than 1")

@@ -38,8 +38,14 @@ def join_context(upsampled: Tensor, picture: Tensor) -> Tensor:
 def source(flow: FlowConfig, upsampled: Tensor, noise: Tensor, noise_step: int | None = None) -> Tensor:
     """x0: pure noise on the Gaussian path (3.2.1), else the upsampled latent, noised to `noise_step` (3.2.3).
 
-    Raises ValueError for a `noise_step` on the Gaussian path, where it has no meaning.
+    Raises ValueError for a `noise_step` on the Gaussian path, where it has no meaning, and for a diffusion model,
+    which has no velocity to follow.
     """
+    if flow.path == "diffusion":
+        raise ValueError(
+            "this is a diffusion model (SR3), made to compare with: it is no CFM model; choose one with path coupling "
+            "or gaussian, or sample it by 'python -m benchmarks.paper'"
+        )
     if flow.path == "gaussian":
         if noise_step:
             raise ValueError(f"this model starts from pure noise: noise_step is {noise_step}, expected 0 or none")

@@ -113,11 +113,17 @@ def load_vae(
     """Load a TAESD-layout autoencoder, frozen.
 
     `path` is one of the two files of a pair (``taesd_encoder.safetensors`` or ``.pth``; the other is found beside
-    it), a file that holds both under ``encoder.`` / ``decoder.`` prefixes, or a folder with such files. `space`
+    it), a file that holds both under ``encoder.`` / ``decoder.`` prefixes, or a folder with such files; or the folder
+    of a full autoencoder as diffusers writes it (`kl_vae`), which needs diffusers. `space`
     is needed where the file name does not tell it, and picks the pair in a folder. Raises ValueError, or
     FileNotFoundError, with one sentence; pickles are only ever read by torch's weights-only loader.
     """
     path = Path(path)
+    if (path / "config.json").is_file():
+        from .kl_vae import is_kl_vae, load_kl_vae
+
+        if is_kl_vae(path):
+            return load_kl_vae(path, space, device, dtype)
     if path.is_dir():
         path = _pair_in_folder(path, space)
     if not path.is_file():

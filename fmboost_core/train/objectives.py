@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +49,15 @@ def objective_loss(
 ) -> Tensor:
     """Loss of a batch of `LatentCrops`.
 
-    ``cfm``: flow matching on the path of `flow`, coupling or Gaussian (Eq. 9, 13). ``regression``: the mean of x1
-    given the low latent, which is the same network at t = 0 from a clean start, solved by one Euler step.
+    ``cfm`` and ``fm``: flow matching on the path of `flow`, coupling or Gaussian (Eq. 9, 13). ``regression``: the mean
+    of x1 given the low latent, which is the same network at t = 0 from a clean start, solved by one Euler step.
+    ``sr3``: the noise in a noised x1 (Saharia et al. 2022), by the schedule of paper Tab. 8.
     """
     context, x1 = context_of(flow, batch), batch["high"]
+    if name == "sr3":
+        steps, noise = diffusion_steps(spread_times(batch["t"], t_sampling)), batch["noise"]
+        x_t = diffusion_schedule().add_noise(x1, noise, steps)
+        return velocity_loss(net(x_t, steps / DIFFUSION_STEPS, context), noise)
     upsampled = context[:, : x1.shape[1]]
     if name == "regression":
         t, x_t, velocity = torch.zeros_like(batch["t"]), upsampled, x1 - upsampled
@@ -65,6 +70,34 @@ def objective_loss(
     if decoded is not None:
         loss = loss + decoded(x_t + (1 - t.view(-1, 1, 1, 1)) * predicted, x1)
     return loss
+
+
+DIFFUSION_STEPS = 1000
+CLIP = 5.0  # scaled latents stay within it; unbounded, an estimate of x1 from pure noise is an error over 5e-5
+
+
+def diffusion_schedule(spacing: Literal["leading", "trailing"] = "leading") -> Any:
+    """The paper's SR3 (Tab. 8): 1000 steps, cosine schedule, the network predicts the noise; a diffusers DDIMScheduler.
+
+    `spacing` is diffusers' `timestep_spacing`: ``leading`` is that of latent diffusion, ``trailing`` starts at pure
+    noise. Raises ValueError where diffusers is not installed.
+    """
+    try:
+        from diffusers import DDIMScheduler
+    except ImportError as error:
+        raise ValueError("sr3 needs diffusers: install it with pip install 'fmboost[paper]'") from error
+    return DDIMScheduler(
+        num_train_timesteps=DIFFUSION_STEPS,
+        beta_schedule="squaredcos_cap_v2",
+        timestep_spacing=spacing,
+        steps_offset=1 if spacing == "leading" else 0,
+        clip_sample_range=CLIP,
+    )
+
+
+def diffusion_steps(uniform: Tensor) -> Tensor:
+    """Uniform times in [0, 1] as steps 0..999."""
+    return (uniform * DIFFUSION_STEPS).long().clamp(max=DIFFUSION_STEPS - 1)
 
 
 def spread_times(uniform: Tensor, sampling: str) -> Tensor:

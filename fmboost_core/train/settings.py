@@ -18,7 +18,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-OBJECTIVES = ("cfm", "regression")
+OBJECTIVES = {"cfm": "coupling", "fm": "gaussian", "regression": "coupling", "sr3": "diffusion"}
+"""What to learn, and the path in [flow] that goes with it."""
 T_SAMPLINGS = ("uniform", "logit_normal")
 
 
@@ -80,6 +81,13 @@ class RunSettings:
     net: NetConfig = field(default_factory=NetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     license: str = "MIT"  # of the weights
+
+    def __post_init__(self) -> None:
+        objective, path = self.train.objective, OBJECTIVES[self.train.objective]
+        if self.flow.path != path:
+            raise ValueError(f"objective {objective} goes with flow.path {path!r}: it is {self.flow.path!r}")
+        if objective == "sr3" and (self.data.validation or self.train.decoded_weight):
+            raise ValueError("validation and the decoded loss follow a flow, which sr3 has not: leave both out")
 
     @property
     def fingerprint(self) -> str:

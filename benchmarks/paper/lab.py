@@ -1,0 +1,138 @@
+"""What the experiments share: photos, the autoencoder, and networks trained once and kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fmboost_core.checkpoint import load_model, read_model_file
+from fmboost_core.model import CFMModel
+from fmboost_core.photos import find_photos, load_photo, save_photo
+from fmboost_core.train.loop import train
+from fmboost_core.train.settings import DataSettings, RunSettings, TrainSettings
+from fmboost_core.vae import TinyVAE, load_vae
+
+from .presets import RECIPES, Preset
+from .sr3 import DiffusionModel
+
+
+class Lab:
+    """Everything lies in `out`: ``photos/``, ``cache/``, ``nets/NAME/``, and the reports beside them.
+
+    `photos` and `held_out` are folders; `vae` a TAESD file or folder, or a diffusers AutoencoderKL folder; `fid` the
+    Inception weights of `metrics.open_fid`, if they are at hand.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        out: Path,
+        photos: Path,
+        held_out: Path,
+        vae: Path,
+        fid: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.preset, self.out, self.vae_path, self.fid, self.device = preset, out, vae, fid, device
+        self.sources = {"train": photos, "held_out": held_out}
+        self.ran: dict[str, str] = {}  # what was trained or loaded, for the reports
+
+    @cached_property
+    def vae(self) -> TinyVAE:
+        return load_vae(self.vae_path, space="sd15", device=self.device)
+
+    @cached_property
+    def held_out(self) -> list[Path]:
+        return find_photos(self._folder("held_out", self.preset.held_out))
+
+    def originals(self, count: int | None) -> list[Path]:
+        """Held-out photos at their own size."""
+        return spread(find_photos(self.sources["held_out"]), count)
+
+    def model(self, name: str, step: int | None = None) -> CFMModel:
+        """The network `name` of `RECIPES` after `step` steps (all of them), trained where it is not there yet."""
+        path = self.train(name, step or self.preset.milestones[-1])
+        config, _ = read_model_file(path)
+        if config.sha256 != self.settings(name, config.trained_on["steps"]).fingerprint:
+            raise ValueError(f"{path} was trained with other settings: choose another folder as --out, or delete it")
+        self.ran[name] = f"{config.trained_on['examples']} crops in {config.trained_on['steps']} steps"
+        if RECIPES[name].objective != "sr3":
+            return load_model(path, device=self.device)
+        flow = replace(config.flow, path="gaussian")  # `load_model` gives a flow, which this is not
+        model = load_model(path, device=self.device)
+        return DiffusionModel(replace(config, flow=flow), model.net)
+
+    def train(self, name: str, step: int) -> Path:
+        """The model file after `step` steps. All milestones before it are kept on the way."""
+        folder = self.out / "nets" / name
+        for milestone in self.preset.milestones:
+            kept = folder / f"{name}.{milestone:06d}.safetensors"
+            if not kept.exists():
+                resume = (folder / "state" / "progress.json").is_file()
+                with torch.inference_mode(False), torch.enable_grad():  # experiments ask for networks without either
+                    written = train(self.settings(name, milestone), folder, resume=resume)
+                shutil.copyfile(written, kept)
+            if milestone == step:
+                return kept
+        raise ValueError(f"{step} training steps are no milestone: expected one of {self.preset.milestones}")
+
+    def settings(self, name: str, steps: int) -> RunSettings:
+        preset, recipe = self.preset, RECIPES[name]
+        return RunSettings(
+            name,
+            DataSettings(
+                str(self._folder("train", preset.photos)),
+                str(self.vae_path),
+                str(self.out / "cache"),
+                short_sides=(preset.short_side,),
+            ),
+            TrainSettings(
+                steps,
+                objective=recipe.objective,
+                **{"save_every": preset.milestones[-1], "log_every": 20, **preset.train},
+            ),
+            preset.big if recipe.big else preset.net,
+            recipe.flow(preset.scale),
+        )
+
+    def _folder(self, kind: str, count: int | None) -> Path:
+        """The photos themselves, or `count` of them reduced once, so that no experiment reads large files again."""
+        if count is None or self.preset.short_side >= 1024:
+            return self.sources[kind]
+        folder = self.out / "photos" / kind
+        if not (folder / "done").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in spread(find_photos(self.sources[kind]), count):
+                photo = load_photo(path, self.preset.short_side, 8 * self.preset.scale)
+                save_photo(photo, folder / f"{path.stem}.png")
+            (folder / "done").touch()
+        return folder
+
+
+def spread(items: Sequence[Path], count: int | None) -> list[Path]:
+    """`count` of the items, evenly spread."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def synthetic_photos(folder: Path, count: int, side: int) -> Path:
+    """Pictures of smooth colour with sharp discs on it, for runs that only show that everything works."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        noise = Image.fromarray(rng.integers(0, 255, (6, 7, 3), dtype=np.uint8))
+        picture = np.array(noise.resize((side + 64, side), Image.Resampling.BICUBIC))
+        y, x = np.mgrid[:side, : side + 64]
+        for _ in range(12):
+            cy, cx, radius = rng.integers(side), rng.integers(side + 64), rng.integers(4, side // 5)
+            picture[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = rng.integers(0, 255, 3)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return folder

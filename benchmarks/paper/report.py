@@ -1,0 +1,113 @@
+"""What an experiment leaves behind: NAME.md, NAME.csv and pictures, and what exactly was run."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from matplotlib.figure import Figure
+
+from fmboost_core import __version__
+from fmboost_core.figures import Picture, picture_grid
+
+
+class Column(NamedTuple):
+    title: str
+    key: str
+    spec: str = ""
+
+
+class Plot(NamedTuple):
+    x: str
+    y: str
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass
+class Report:
+    title: str
+    columns: Sequence[Column]
+    rows: list[dict[str, Any]]
+    """One dict a line, with the keys of the columns; other keys go to the CSV alone."""
+    notes: list[str] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def write(report: Report, name: str, folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Write ``NAME.md``, ``NAME.csv``, ``NAME.png`` (plots) and ``NAME.jpg`` (pictures); returns the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(report.rows[0]))
+        writer.writeheader()
+        writer.writerows(report.rows)
+    parts = [f"# {report.title}", table(report.columns, report.rows)]
+    if report.plots:
+        _plot(report.plots, folder / f"{name}.png")
+        parts.append(f"![{report.title}]({name}.png)")
+    if report.pictures:
+        picture_grid(report.pictures, folder / f"{name}.jpg", crop=96)
+        parts.append(f"![{report.title}]({name}.jpg)")
+    parts += report.notes
+    parts.append("\n".join(f"- {key}: {value}" for key, value in {**settings, **surroundings()}.items()))
+    path = folder / f"{name}.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; a column without a single number (a metric whose weights are not at hand) is left out."""
+    columns = [c for c in columns if not all(_missing(row.get(c.key)) for row in rows)]
+    lines = [[c.title for c in columns], ["---" if c.key == columns[0].key else "---:" for c in columns]]
+    lines += [["" if _missing(row.get(c.key)) else format(row[c.key], c.spec) for c in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def surroundings() -> dict[str, str]:
+    return {
+        "versions": f"fmboost {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"Python {platform.python_version()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }
+
+
+def described(preset: Any) -> str:
+    """The settings of a preset on one line."""
+    return ", ".join(f"{key} {value}" for key, value in asdict(preset).items() if not isinstance(value, dict))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _plot(plots: Sequence[Plot], path: Path) -> None:
+    sheet = Figure(figsize=(6 * len(plots), 4), layout="constrained")
+    for axes, plot in zip(sheet.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        for label, points in plot.curves.items():
+            axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=label)
+        axes.set(xlabel=plot.x, ylabel=plot.y)
+        if plot.log_x:
+            axes.set_xscale("log")
+        if plot.log_y:
+            axes.set_yscale("log")
+        axes.legend(fontsize="small")
+    sheet.savefig(path, dpi=110)

@@ -1,0 +1,63 @@
+"""The full autoencoders of the diffusion models, opened by diffusers, with the surface of the tiny ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .latent_spaces import LatentSpace, latent_space
+from .vae import TinyVAE
+
+
+class _Encoder(nn.Module):
+    def __init__(self, kl: Any, space: LatentSpace) -> None:
+        super().__init__()
+        self.kl, self.space = kl, space
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.kl.encode(2 * images - 1).latent_dist.mode() - self.space.shift) * self.space.scale
+
+
+class _Decoder(nn.Module):
+    def __init__(self, kl: Any, space: LatentSpace) -> None:
+        super().__init__()
+        self.kl, self.space = kl, space
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (self.kl.decode(latents / self.space.scale + self.space.shift).sample + 1) / 2
+
+
+def is_kl_vae(folder: Path) -> bool:
+    """Whether this is a folder written by diffusers' AutoencoderKL."""
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("_class_name") == "AutoencoderKL"
+
+
+def load_kl_vae(
+    folder: Path, space: str | None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TinyVAE:
+    """An AutoencoderKL folder, frozen, latents scaled by the numbers of `space`; `encode` returns the mode.
+
+    Raises ValueError where diffusers is missing, the space is not named or has other channels.
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ValueError(f"{folder} needs diffusers: install it with pip install 'fmboost[paper]'") from error
+    if space is None:
+        raise ValueError(f"{folder} does not tell its latent space: say which, as space=")
+    found = latent_space(space)
+    kl: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    if kl.config.latent_channels != found.channels:
+        raise ValueError(
+            f"{folder} makes latents of {kl.config.latent_channels} channels: {space} latents have {found.channels}; "
+            "choose the autoencoder of that family"
+        )
+    vae = TinyVAE(found)
+    vae.encoder, vae.decoder = nn.Sequential(_Encoder(kl, found)), nn.Sequential(_Decoder(kl, found))
+    vae.tile = 128  # latent pixels: attention and norms see the whole of a 1024 px picture
+    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
