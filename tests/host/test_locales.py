@@ -51,3 +51,30 @@ def test_the_host_serves_them(server):
     served = server.client().get("/i18n")
     for language in LANGUAGES:
         assert set(NODES) <= set(served[language]["nodeDefs"])
+
+
+def help_page(node: str, language: str) -> str:
+    """The page at the address the frontend asks first; English is the one it falls back to."""
+    docs = PACK / "web" / "docs"
+    return (docs / f"{node}.md" if language == "en" else docs / node / f"{language}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node", NODES)
+def test_a_help_page_names_every_input_as_the_node_and_as_the_language_does(node, language):
+    page, texts = help_page(node, language), definitions(language)[node]
+    assert page.startswith(f"# {texts['display_name']}\n")
+    for name in NODES[node]:
+        own = "" if language == "en" else rf" ?[(（]{re.escape(texts['inputs'][name]['name'])}[)）]"
+        assert re.search(rf"^- `{name}`{own}", page, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+@pytest.mark.parametrize("node", NODES)
+def test_a_help_page_loses_nothing_in_translation(node, language):
+    english, other = help_page(node, "en"), help_page(node, language)
+    for part in (r"^#", r"^- ", r"^\|", r"\]\([^)]+\)"):
+        assert len(re.findall(part, other, re.MULTILINE)) == len(re.findall(part, english, re.MULTILINE)), part
+    for literal in re.findall(r"`[^`]+`|\]\([^)]+\)|(?<![\w.])-?\d+\b(?![.%])|\*[a-z][^*]+\*", english):
+        assert literal in other, f"{node}/{language}.md lost {literal}"
+    assert english.splitlines()[2] != other.splitlines()[2], "not translated"
