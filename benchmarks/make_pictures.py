@@ -32,7 +32,7 @@ def main() -> None:
     with torch.inference_mode():
         for i, example in enumerate(read_examples()):
             lifted = model.upscale(
-                example["low"], batch_index=[i], context=context_of(model.config.flow, example), vae=vae
+                example["low"], steps=4, batch_index=[i], context=context_of(model.config.flow, example), vae=vae
             )
             small = vae.decode(example["low"]).repeat_interleave(2, 2).repeat_interleave(2, 3)
             nearest = vae.decode(upsample(example["low"], 2, "nearest"))

@@ -1,7 +1,8 @@
 """Write the card of a shipped model from its own settings, its evaluation and the manifest of its photos.
 
     python benchmarks/model_card.py fmboost_core/weights/NAME.safetensors --table runs/eval/table.md \
-        --manifest photos/manifest.csv --machine "two CPU cores" --text "What it is for." > fmboost_core/weights/NAME.md
+        --manifest photos/manifest.csv --machine "two CPU cores" --text "What it is for." \
+        --command "fmboost evaluate NAME ..." > fmboost_core/weights/NAME.md
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--machine", required=True, help="what it was trained on")
     parser.add_argument("--text", required=True, help="what it is for, and its limits")
+    parser.add_argument("--command", required=True, help="what printed the table")
     args = parser.parse_args()
     config, weights = read_model_file(args.model)
     trained, net, flow = config.trained_on, config.net, config.flow
@@ -47,7 +49,7 @@ def main() -> None:
 
 ## Figures
 
-On held-out photographs, with the TAESD of the family; the command is at the head of the README's section on models.
+On held-out photographs, with the TAESD of the family, printed by `{args.command}`. Columns: README, section on models.
 
 {args.table.read_text(encoding="utf-8").strip()}
 
