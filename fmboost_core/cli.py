@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_evaluate(commands)
     _add_convert(commands)
     _add_train(commands)
+    _add_pack(commands)
     _add_train_autoencoder(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -285,6 +286,21 @@ def _train(args: argparse.Namespace) -> None:
     settings = read_settings(args.config, args.set)
     model = train(settings, Path(args.out or Path("runs") / settings.name), resume=args.resume)
     print(f"trained {model}")
+
+
+def _add_pack(commands: Commands) -> None:
+    command = commands.add_parser("pack", help="put a latent cache into one file, to train from on another machine")
+    command.add_argument("cache", metavar="CACHE", help="the folder data.cache of a run")
+    command.add_argument("out", metavar="OUT.safetensors", help="what data.cache is to name there")
+    command.add_argument("--limit-mib", type=float, help="take as many examples as fit, evenly spread (default: all)")
+    command.set_defaults(run=_pack)
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from .train.pack import pack
+
+    count = pack(args.cache, args.out, None if args.limit_mib is None else int(args.limit_mib * 2**20))
+    print(f"{args.out}: {count} examples, {Path(args.out).stat().st_size / 2**20:.1f} MiB")
 
 
 def _add_train_autoencoder(commands: Commands) -> None:

@@ -149,13 +149,21 @@ class LatentCrops(IterableDataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, files: Sequence[Path], *, crop: int, scale: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        files: Sequence[Path | dict[str, Tensor]],
+        *,
+        crop: int,
+        scale: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if crop % scale:
             raise ValueError(f"a crop of {crop} latent pixels does not divide by the scale {scale}")
         self.crop, self.scale, self.seed = crop, scale, seed
         self.start, self.rank, self.world = start, rank, world
-        self.examples = [e for e in map(_read_example, files) if min(e["high"].shape[1:]) >= crop]
+        self.examples = [e for e in map(read_example, files) if min(e["high"].shape[1:]) >= crop]
         if not self.examples:
             raise ValueError(f"no cached photo is as large as a crop of {crop} latent pixels: use a smaller crop")
         areas = np.array([e["high"].shape[1] * e["high"].shape[2] for e in self.examples], dtype=np.float64)
@@ -194,7 +202,10 @@ def crop(latent: Tensor, top: int, left: int, size: int) -> Tensor:
     return latent[:, top : top + size, left : left + size].float()
 
 
-def _read_example(path: Path) -> dict[str, Tensor]:
+def read_example(path: Path | dict[str, Tensor]) -> dict[str, Tensor]:
+    """A cached example of its file; one that is read already as it is."""
+    if isinstance(path, dict):
+        return path
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -31,6 +31,7 @@ from ..vae import TinyVAE, load_vae
 from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
 from .objectives import DecodedLoss, objective_loss
+from .pack import is_packed, read_packed
 from .reflow import Reflow
 from .settings import DataSettings, RunSettings, TrainSettings
 from .start import start_from
@@ -134,8 +135,8 @@ class _Run:
         bar.close()
         return self.out / f"{self.settings.name}.safetensors"
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        data, flow, hp = self.settings.data, self.settings.flow, self.settings.train
+    def _cached(self) -> list[Path]:
+        data, flow = self.settings.data, self.settings.flow
         multiple = latent_space(data.latent_space).pixels * flow.scale
         variants = variants_of(data.short_sides, data.flips, data.latent_noise)
         photos = find_photos(data.photos)
@@ -162,10 +163,18 @@ class _Run:
                 reflow=reflow,
                 progress=tqdm(jobs, desc="encoding photos", unit="photo", disable=not self.accelerator.is_main_process),
             )
+        return files
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        data, hp = self.settings.data, self.settings.train
+        if is_packed(data.cache):
+            examples = read_packed(data.cache, self.settings, self._load_vae() if data.vae else None)
+        else:
+            examples = self._cached()
         crops = LatentCrops(
-            files,
+            examples,
             crop=hp.crop,
-            scale=flow.scale,
+            scale=self.settings.flow.scale,
             seed=hp.seed,
             start=self.step * hp.batch,
             rank=self.accelerator.process_index,
@@ -184,12 +193,17 @@ class _Run:
         data = self.settings.data
         if not data.validation or not self.accelerator.is_main_process:
             return []
+        if not data.vae:
+            log.info("no validation: it needs an autoencoder, and data.vae is empty")
+            return []
         photos = find_photos(data.validation)[: self.settings.train.validation_photos]
         return held_out(photos, self._load_vae(), self.settings.flow.scale, data.short_sides[0], size=32)
 
     def _load_vae(self) -> TinyVAE:
         if self.vae is None:
             data = self.settings.data
+            if not data.vae:
+                raise ValueError("train.decoded_weight needs an autoencoder: set data.vae, or the weight to 0")
             dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
             self.vae = load_vae(data.vae, space=data.latent_space, device=self.accelerator.device, dtype=dtype)
             self.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -21,6 +21,11 @@ from ..noise import draw_noise
 from ..upsample import VAE
 
 
+def origin_digest(origin: str | Path) -> str:
+    """SHA-256 of a model's file, shortened: tells one model's results from another's."""
+    return hashlib.sha256(resolve(origin).read_bytes()).hexdigest()[:16]
+
+
 class Reflow:
     """The model file or shipped model `origin`, run for `steps` of Euler on every cached example.
 
@@ -28,10 +33,8 @@ class Reflow:
     """
 
     def __init__(self, origin: str | Path, steps: int, flow: FlowConfig, device: torch.device | str) -> None:
-        path = resolve(origin)
-        self.model: CFMModel = load_model(path, device=device)
-        self.steps = steps
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        self.model: CFMModel = load_model(origin, device=device)
+        self.steps, self.digest = steps, origin_digest(origin)
         found = replace(self.model.config.flow, back_projection=flow.back_projection)
         if found != flow:
             raise ValueError(f"reflow of {origin}, whose flow is {found}: expected that of [flow], {flow}")

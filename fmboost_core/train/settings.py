@@ -25,9 +25,9 @@ T_SAMPLINGS = ("uniform", "logit_normal")
 
 @dataclass(frozen=True)
 class DataSettings:
-    photos: str  # folder
-    vae: str  # TAESD file or folder
-    cache: str  # folder for latents, made once
+    cache: str  # folder for latents, made once; or a file of `fmboost pack`, which needs neither photos nor vae
+    photos: str = ""  # folder
+    vae: str = ""  # TAESD file or folder
     validation: str = ""  # folder of held-out photos
     latent_space: str = "sd15"
     short_sides: tuple[int, ...] = (512,)  # px; every photo is encoded at each of them
@@ -123,6 +123,9 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
     for override in overrides:
         _override(values, override)
     data = _section(DataSettings, values.pop("data", {}), f"{path}, [data]")
+    missing = [name for name in ("photos", "vae") if not data.get(name)]
+    if missing and not str(data["cache"]).endswith(".safetensors"):
+        raise ValueError(f"{path}, [data]: missing {', '.join(missing)}: only a packed cache, .safetensors, needs none")
     flow = FlowConfig(**_section(FlowConfig, values.pop("flow", {}), f"{path}, [flow]"))
     net = _section(NetConfig, values.pop("net", {}), f"{path}, [net]")
     space = latent_space(data.get("latent_space", "sd15"))

@@ -24,7 +24,8 @@ def stored(name):
     path = FLOORS / f"{name}.safetensors"
     assert path.is_file(), f"{name} ships without a floor: run benchmarks/make_floors.py"
     with safe_open(path, framework="pt") as file:
-        batch = {k: from_bytes(t) if k == "picture" else t.float() for k in file.keys() for t in [file.get_tensor(k)]}
+        batch = {key: file.get_tensor(key) for key in ("low", "high", "psu", "lifted")}
+        batch = {**{k: v.float() for k, v in batch.items()}, "picture": from_bytes(file.get_tensor("picture"))}
         return batch, int(file.metadata()["steps"])
 
 
