@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration, LoggerType
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -48,6 +49,16 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * min(1.0, rise, fall)
 
 
+def check_tracker(name: str) -> None:
+    """Raise ValueError where `name` is no tracker of accelerate's, or its package is missing: accelerate goes on
+    without a word then."""
+    known = [t.value for t in LoggerType if t is not LoggerType.ALL]
+    if name and name not in known:
+        raise ValueError(f"log_with is {name!r}: expected nothing or one of {', '.join(known)}")
+    if name and LoggerType(name) not in get_available_trackers():
+        raise ValueError(f"log_with is {name!r}, which is not installed: pip install {name}, or leave it out")
+
+
 def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Path:
     """Run `settings` in the folder `out`; returns the model file.
 
@@ -62,8 +73,12 @@ class _Run:
     def __init__(self, settings: RunSettings, out: Path, resume: bool) -> None:
         self.settings, self.out = settings, out
         hp = settings.train
+        check_tracker(hp.log_with)
         self.accelerator = Accelerator(
-            mixed_precision=hp.precision, dataloader_config=DataLoaderConfiguration(dispatch_batches=False)
+            mixed_precision=hp.precision,
+            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+            log_with=hp.log_with or None,
+            project_dir=str(out),
         )
         world = self.accelerator.num_processes
         if hp.batch % world:
@@ -99,6 +114,7 @@ class _Run:
 
     def run(self) -> Path:
         hp = self.settings.train
+        self.accelerator.init_trackers(hp.log_with)  # pyright: ignore[reportArgumentType]  # no trackers, no effect
         batches = self._batches()
         held = self._held_out()
         bar = tqdm(
@@ -133,6 +149,8 @@ class _Run:
                 self._validate(held)
                 since = time.monotonic()
         bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return self.out / f"{self.settings.name}.safetensors"
 
     def _cached(self) -> list[Path]:
@@ -248,6 +266,8 @@ class _Run:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+        topic = "train" if name == "log.csv" else "validation"
+        self.accelerator.log({f"{topic}/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
 
     def _save(self) -> None:
         """Write the state beside the old one and only then put it in its place, so that a kill loses nothing."""
@@ -292,7 +312,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What must stay the same for a resumed run to be the same run: not its length, nor its reports."""
         values = json.loads(json.dumps(asdict(self.settings)))
-        for name in ("steps", "decay", "log_every", "save_every", "validate_every", "validation_photos"):
+        for name in ("steps", "decay", "log_every", "log_with", "save_every", "validate_every", "validation_photos"):
             values["train"].pop(name)
         for name in ("photos", "vae", "cache", "validation"):
             values["data"].pop(name)

@@ -58,6 +58,7 @@ class TrainSettings:
     precision: str = "bf16"  # or "no"
     seed: int = 0
     log_every: int = 50
+    log_with: str = ""  # a tracker of accelerate's, such as tensorboard, beside the CSV files
     save_every: int = 500
     validate_every: int = 2000
     validation_photos: int = 16
