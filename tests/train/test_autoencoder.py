@@ -64,7 +64,8 @@ def test_a_resumed_curve_is_a_mean_over_the_steps_it_saw(settings, whole):
     with (whole.parent / "log.csv").open() as file:
         plain = [list(map(float, row)) for row in csv.reader(file)]
     assert resumed[0][:3] == plain[0][:3]
-    assert resumed[1][1] == pytest.approx(plain[1][1], rel=0.3)  # 20 steps over 50 would be 0.4 of it
+    # The loss falls, so the mean of the last 20 steps is below that of 50; their sum over 50 is under 0.4 of it.
+    assert 0.4 * plain[1][1] < resumed[1][1] < plain[1][1]
 
 
 def test_a_crop_larger_than_a_photo_is_a_sentence(settings, tmp_path):
