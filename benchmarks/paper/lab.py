@@ -88,9 +88,9 @@ class Lab:
         return RunSettings(
             name,
             DataSettings(
-                str(self._folder("train", preset.photos)),
-                str(self.vae_path),
-                str(self.out / "cache"),
+                photos=str(self._folder("train", preset.photos)),
+                vae=str(self.vae_path),
+                cache=str(self.out / "cache"),
                 short_sides=(preset.short_side,),
             ),
             TrainSettings(

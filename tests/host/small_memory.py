@@ -77,7 +77,7 @@ with torch.inference_mode():
     fallback = lift(model, low)
     found = {"fallback": torch.equal(fallback, tiled), "tiled is another": not torch.equal(whole, tiled)}
     core = sys.modules["pack.fmboost_core.checkpoint"]
-    shipped = load(next(iter(core.shipped_models())))
+    shipped = load("fmboost-sd15-x2")
     found["measured"], found["expected"] = {}, {}
     for tile in (0, 32):
         x0 = torch.randn(1, 4, 40, 44)

@@ -140,9 +140,8 @@ def test_regression_is_the_conditional_mean_and_many_steps_of_cfm_are_not():
 
 
 def settings(objective, path, **data):
-    return RunSettings(
-        "x", DataSettings("p", "v", "c", **data), TrainSettings(1, objective=objective), flow=FlowConfig(path=path)
-    )
+    photos = DataSettings(cache="c", photos="p", vae="v", **data)
+    return RunSettings("x", photos, TrainSettings(1, objective=objective), flow=FlowConfig(path=path))
 
 
 def test_an_objective_on_another_path_is_refused():
