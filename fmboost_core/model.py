@@ -109,8 +109,11 @@ class CFMModel:
         """Solve dx/dt = v(t, [x, context]) from x0 at t = 0 to x1 at t = 1, or back with `reverse`.
 
         All latents are (B, C, h, w), scaled. `callback(evaluation, total, t, estimate)` sees every network
-        evaluation and stops the run by raising; `total` is None for an adaptive solver.
+        evaluation and stops the run by raising; `total` is None for an adaptive solver. Raises ValueError where
+        shapes do not fit the model or each other.
         """
+        self.check_latents(x0)
+        self._check_context(context, (x0.shape[0], *x0.shape[2:]))
         velocity = partial(self.velocity, tile=tile)
         return integrate(velocity, x0, context, steps=steps, solver=solver, callback=callback, reverse=reverse).x1
 
@@ -185,10 +188,7 @@ class CFMModel:
         flow, channels = self.config.flow, self.space.channels
         if context is None:
             context = make_context(flow, low.float(), vae, picture)
-        size = (self.scale * low.shape[2], self.scale * low.shape[3])
-        expected = (low.shape[0], flow.context_channels(self.space), *size)
-        if context.shape != expected:
-            raise ValueError(f"a context of shape {tuple(context.shape)}: expected {expected}")
+        self._check_context(context, (low.shape[0], self.scale * low.shape[2], self.scale * low.shape[3]))
         upsampled = context[:, :channels]
         noise = draw_noise(upsampled.shape, seed, batch_index).to(context)
         if x0 is None:
@@ -196,6 +196,12 @@ class CFMModel:
         if x0.shape != upsampled.shape:
             raise ValueError(f"a source of shape {tuple(x0.shape)}: expected the target's, {tuple(upsampled.shape)}")
         return augment(x0.float(), noise_step or 0, noise), context
+
+    def _check_context(self, context: Tensor, images: tuple[int, ...]) -> None:
+        batch, height, width = images
+        expected = (batch, self.config.flow.context_channels(self.space), height, width)
+        if context.shape != expected:
+            raise ValueError(f"a context of shape {tuple(context.shape)}: expected {expected}")
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ValueError unless these are (B, C, h, w) with the channels of the model's latent space."""

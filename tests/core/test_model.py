@@ -300,6 +300,14 @@ def test_latents_of_another_family_are_refused(random_model):
             random_model().upscale(torch.zeros(shape))
 
 
+def test_a_flow_between_latents_that_do_not_fit_is_refused(random_model):
+    x0, other = torch.zeros(1, 4, 6, 6), torch.zeros(1, 16, 6, 6)
+    with pytest.raises(ValueError, match=r"latents of shape \(1, 16, 6, 6\) do not fit this model"):
+        random_model().integrate(other, x0)
+    with pytest.raises(ValueError, match=r"a context of shape \(1, 16, 6, 6\): expected \(1, 4, 6, 6\)"):
+        random_model().integrate(x0, other)
+
+
 def test_pixel_space_upsampling_asks_for_its_vae(random_model):
     with pytest.raises(ValueError, match="no vae was given: pass the autoencoder of its latents as vae="):
         random_model(upsampling="psu").upscale(randn(1, 4, 8, 8))
