@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fmboost_core import load_model, load_vae, metrics
 from fmboost_core.cascade import cascade
-from fmboost_core.photos import find_photos, load_photo
+from fmboost_core.photos import centre_square, find_photos, load_photo
 from fmboost_core.upsample import reduce_pixels, upsample
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     pictures: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
         for index, path in enumerate(tqdm(photos[:: max(1, len(photos) // args.limit)][: args.limit])):
-            photo = _square(load_photo(path, args.side, 4 * model.space.pixels), args.side)
+            photo = centre_square(load_photo(path, args.side, 4 * model.space.pixels), args.side)
             low = vae.encode(reduce_pixels(photo, 4))
             found = {
                 "photo": photo,
@@ -53,11 +53,6 @@ def main() -> None:
             for name, picture in found.items():
                 pictures.setdefault(name, []).append(picture)
     print(table({name: torch.cat(those) for name, those in pictures.items()}))
-
-
-def _square(photo: Tensor, side: int) -> Tensor:
-    top, left = (photo.shape[2] - side) // 2, (photo.shape[3] - side) // 2
-    return photo[:, :, top : top + side, left : left + side]
 
 
 def table(pictures: dict[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fmboost_core import load_vae
 from fmboost_core.demo import EXAMPLES, write_example
-from fmboost_core.photos import load_photo
+from fmboost_core.photos import centre_square, load_photo
 from fmboost_core.train.data import encode_example
 
 CHOSEN = {"bison": "val/0036.jpg", "cat": "val/0071.jpg", "sign": "val/0571.jpg", "ravioli": "val/0190.jpg"}
@@ -28,9 +28,7 @@ def main() -> None:
     vae = load_vae(args.vae, space="sd15")
     EXAMPLES.mkdir(exist_ok=True)
     for name, file in CHOSEN.items():
-        photo = load_photo(args.photos / file, SIZE, 16)
-        top, left = (photo.shape[2] - SIZE) // 2, (photo.shape[3] - SIZE) // 2
-        latents = encode_example(photo[:, :, top : top + SIZE, left : left + SIZE], 2, vae)
+        latents = encode_example(centre_square(load_photo(args.photos / file, SIZE, 16), SIZE), 2, vae)
         row = manifest[file]
         origin = f"{row['source_repo']}/{row['source_path']}; {row['licence']}"
         write_example(EXAMPLES / f"{name}.safetensors", latents, origin)

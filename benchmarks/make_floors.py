@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from fmboost_core import load_model, load_vae, shipped_models
-from fmboost_core.photos import load_photo
+from fmboost_core.photos import centre_square, load_photo
 from fmboost_core.train.data import compact, encode_example, from_bytes
 from fmboost_core.train.objectives import context_of
 
@@ -34,9 +34,7 @@ def write_floor(name: str, photos: Path, vae_folder: Path, origins: dict[str, st
     chosen = CHOSEN if model.space.channels == 4 else CHOSEN[:1]
     examples = []
     for file in chosen:
-        photo = load_photo(photos / file, 512, size // LOW)
-        top, left = ((side - size) // 2 for side in photo.shape[2:])
-        crop = photo[:, :, top : top + size, left : left + size]
+        crop = centre_square(load_photo(photos / file, 512, size // LOW), size)
         examples.append(compact(encode_example(crop, model.scale, vae)))
     stored = {key: torch.stack([e[key] for e in examples]) for key in examples[0]}
     batch = {k: from_bytes(v) if k == "picture" else v.float() for k, v in stored.items()}

@@ -47,6 +47,12 @@ def load_photo(path: str | Path, short_side: int | None, multiple: int, flip: bo
     return photo.flip(-1) if flip else photo
 
 
+def centre_square(photo: Tensor, side: int) -> Tensor:
+    """The middle (B, 3, side, side) of a photo (B, 3, H, W) at least that large."""
+    top, left = ((length - side) // 2 for length in photo.shape[2:])
+    return photo[:, :, top : top + side, left : left + side]
+
+
 def save_photo(image: Tensor, path: str | Path) -> None:
     """Write (1, 3, H, W) in [0, 1] to a file of the kind its suffix names."""
     pixels = (image[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8)

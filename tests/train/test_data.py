@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fmboost_core.photos import find_photos, load_photo
+from fmboost_core.photos import centre_square, find_photos, load_photo
 from fmboost_core.train.data import LatentCrops, Variant, cache_latents, encode_example, variants_of
 from fmboost_core.upsample import fold_picture
 
@@ -50,6 +50,13 @@ def photos(tmp_path):
     (tmp_path / "photos").mkdir()
     ramp(tmp_path / "photos" / "ramp.png")
     return tmp_path
+
+
+def test_the_middle_of_a_photo():
+    rows, columns = torch.arange(7.0).view(7, 1).expand(7, 10), torch.arange(10.0).expand(7, 10)
+    middle = centre_square(torch.stack([rows, columns])[None], 4)
+    assert middle[0, 0, :, 0].tolist() == [1, 2, 3, 4]  # of 0..6, one before and two after
+    assert middle[0, 1, 0].tolist() == [3, 4, 5, 6]  # of 0..9, three before and three after
 
 
 def test_low_and_high_crops_show_the_same_place(photos):
