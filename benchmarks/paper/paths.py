@@ -13,11 +13,18 @@ from fmboost_core.trajectory import trajectory
 from fmboost_core.upsample import reduce_pixels
 
 from .lab import Lab
-from .report import Column, Plot, Report
+from .report import Bars, Column, Plot, Report
 from .sr3 import DiffusionModel
 
 FRAMES = 5  # Fig. 8
-FLOWS = {"CFM-0": "cfm-0", "CFM-400": "cfm-400", "FM": "fm", "SR3, probability flow": "sr3"}
+FLOWS = {
+    "CFM-0": "cfm-0",
+    "CFM-100": "cfm-100",
+    "CFM-200": "cfm-200",
+    "CFM-400": "cfm-400",
+    "FM": "fm",
+    "SR3": "sr3",
+}
 
 
 def distance(states: Tensor) -> Tensor:
@@ -91,10 +98,10 @@ def straight(lab: Lab) -> Report:
         f"Means over {lab.preset.straight_photos} photos of {steps} Euler (SR3: DDIM) steps. Distance: of the ends, "
         "root mean square. Length: of the way over that distance, 1 is straight. Turning: the angles between "
         "successive steps, added. Acceleration: mean squared deviation of the velocity from x1 - x0, over "
-        "|x1 - x0|^2; of SR3 in the time of its schedule."
+        "|x1 - x0|^2; of SR3 (probability flow) in the time of its schedule."
     )
-    points = [Plot("", c.title, {r["net"]: [(i, r[c.key])] for i, r in enumerate(rows)}) for c in columns[1:]]
-    return Report("Straightness of the learned flows", columns, rows, [note], points)
+    bars: list[Plot | Bars] = [Bars(c.title, {row["net"]: row[c.key] for row in rows}) for c in columns[1:]]
+    return Report("Straightness of the learned flows", columns, rows, [note], bars)
 
 
 @torch.inference_mode()

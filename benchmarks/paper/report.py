@@ -33,6 +33,11 @@ class Plot(NamedTuple):
     log_y: bool = False
 
 
+class Bars(NamedTuple):
+    y: str
+    heights: Mapping[str, float]
+
+
 @dataclass
 class Report:
     title: str
@@ -40,7 +45,7 @@ class Report:
     rows: list[dict[str, Any]]
     """One dict a line, with the keys of the columns; other keys go to the CSV alone."""
     notes: list[str] = field(default_factory=list)
-    plots: list[Plot] = field(default_factory=list)
+    plots: list[Plot | Bars] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
 
 
@@ -99,12 +104,17 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _plot(plots: Sequence[Plot], path: Path) -> None:
-    sheet = Figure(figsize=(6 * len(plots), 4), layout="constrained")
+def _plot(plots: Sequence[Plot | Bars], path: Path) -> None:
+    sheet = Figure(figsize=((6 if isinstance(plots[0], Plot) else 4) * len(plots), 4), layout="constrained")
     for axes, plot in zip(sheet.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        axes.set(ylabel=plot.y)
+        if isinstance(plot, Bars):
+            axes.bar(list(plot.heights), list(plot.heights.values()))
+            axes.tick_params("x", rotation=20)
+            continue
         for label, points in plot.curves.items():
             axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=label)
-        axes.set(xlabel=plot.x, ylabel=plot.y)
+        axes.set(xlabel=plot.x)
         if plot.log_x:
             axes.set_xscale("log")
         if plot.log_y:
