@@ -6,6 +6,9 @@ from comfy_api.latest import io
 
 from . import host
 
+# Takes the place of the first model: the host prints its list where it refuses a name that is not in it.
+NO_MODEL = f"no CFM model was found: put one into models/{host.MODEL_FOLDER}"
+
 
 class LoadCFMModel(io.ComfyNode):
     @classmethod
@@ -22,7 +25,7 @@ class LoadCFMModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.model_names(),
+                    options=host.model_names() or [NO_MODEL],
                     tooltip=(
                         "A model that comes with FMBoost (fmboost-<family>-x<scale>), or a .safetensors file in "
                         f"models/{host.MODEL_FOLDER}. Choose the family your latents come from: sd15, sdxl, sd3, flux."

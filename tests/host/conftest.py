@@ -44,13 +44,13 @@ def comfy_python(comfy: Path) -> str:
 
 
 class Server:
-    """ComfyUI with --cpu on a free port; `base` is its base directory, `log` all it printed."""
+    """ComfyUI with --cpu on a free port; `base` is its base directory, `log` all it printed, `pack` this one."""
 
-    def __init__(self, comfy: Path, base: Path, *flags: str) -> None:
+    def __init__(self, comfy: Path, base: Path, *flags: str, pack: Path = PACK) -> None:
         self.comfy, self.base, self.flags, self.log_file = comfy, base, flags, base / "server.log"
         for folder in ("custom_nodes", "models/latent_upscale_models", "models/vae_approx", "models/checkpoints"):
             (base / folder).mkdir(parents=True, exist_ok=True)
-        (base / "custom_nodes" / "FMBoost").symlink_to(PACK, target_is_directory=True)
+        (base / "custom_nodes" / "FMBoost").symlink_to(pack, target_is_directory=True)
         (base / "custom_nodes" / "probe").symlink_to(PACK / "tests" / "host" / "probe", target_is_directory=True)
         for file in (comfy / "models" / "vae_approx").glob("*.safetensors"):
             shutil.copy(file, base / "models" / "vae_approx")

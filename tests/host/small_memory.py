@@ -50,9 +50,9 @@ def load(name: str):
     return nodes["FMBoost_LoadCFMModel"].execute(name).result[0]
 
 
-def lift(model, low: torch.Tensor, **settings) -> torch.Tensor:
+def lift(model, low: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
     node = nodes["FMBoost_CFMLatentUpscale"]
-    return node.execute(model, {"samples": low}, 2, 0, **settings).result[0]["samples"]
+    return node.execute(model, {"samples": low}, 2, seed, **settings).result[0]["samples"]
 
 
 def limit(model, area: int) -> None:
@@ -67,6 +67,28 @@ def limit(model, area: int) -> None:
     model.net.forward = limited
 
 
+def partly_loaded() -> dict[str, float]:
+    """Weights with a patch on each, all in place or one by one as they are used: how far the network's answers are."""
+    model = load("random.safetensors")
+    patcher, net = model.patcher, model.net
+    draw = torch.Generator().manual_seed(0)
+    x, context = (torch.randn(1, c, 8, 8, generator=draw) for c in (4, model.config.net.in_channels - 4))
+    plain = net(x, torch.zeros(1), context)
+    weights = patcher.model_state_dict()
+    patcher.add_patches({k: ("diff", (0.1 * torch.randn(w.shape, generator=draw),)) for k, w in weights.items()})
+    answers = {}
+    for name, memory in (("whole", 1e9), ("partly", 1)):
+        patcher.load(torch.device("cpu"), lowvram_model_memory=memory)
+        answers[name] = net(x, torch.zeros(1), context)
+        answers[f"{name} in memory"] = patcher.loaded_size()
+        patcher.unpatch_model(torch.device("cpu"))
+    return {
+        "moved by the patch": float((answers["whole"] - plain).abs().max()),
+        "difference": float((answers["whole"] - answers["partly"]).abs().max()),
+        "loaded": answers["partly in memory"] / answers["whole in memory"],
+    }
+
+
 with torch.inference_mode():
     log = Lines()
     logging.getLogger("pack").addHandler(log)
@@ -76,6 +98,19 @@ with torch.inference_mode():
     limit(model, 32 * 32)
     fallback = lift(model, low)
     found = {"fallback": torch.equal(fallback, tiled), "tiled is another": not torch.equal(whole, tiled)}
+    # Of two lifts in a row the first fits and the second does not.
+    limit(model, 48 * 48)
+    cascaded = lift(model, low, scale=4)
+    by_hand = lift(model, lift(model, low), seed=1 << 64, tile_size=48)
+    limit(model, 96 * 80)
+    whole = lift(model, low, scale=4)
+    found["cascade"] = [float((cascaded - other).abs().max()) for other in (by_hand, whole)]
+    found["layers the host cannot cast"] = [
+        name
+        for name, layer in model.net.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None and not hasattr(layer, "comfy_cast_weights")
+    ]
+    found["partly loaded"] = partly_loaded()
     core = sys.modules["pack.fmboost_core.checkpoint"]
     shipped = load("fmboost-sd15-x2")
     found["measured"], found["expected"] = {}, {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import small_models
 import torch
-from conftest import run_api
+from conftest import PACK, Server, run_api
 from graphs import latents, lift, lift_graph, load
 
 
@@ -38,6 +40,24 @@ def test_a_model_that_is_not_in_the_list(server, tmp_path):
     sentence = refusal(server, lift_graph(tmp_path, latents(), "never-there.safetensors"))
     assert "never-there.safetensors" in sentence
     assert "model_name" in sentence
+
+
+def test_a_host_without_any_model_file(comfy, tmp_path):
+    """Not even those that ship, and no folder for them: the nodes are there and say what is missing."""
+    pack = tmp_path / "pack"
+    shutil.copytree(PACK, pack, ignore=shutil.ignore_patterns(".*", "weights", "tests", "runs"))
+    empty = Server(comfy, tmp_path / "base", pack=pack)
+    empty.models.rmdir()
+    try:
+        empty.start()
+        advice = "no CFM model was found: put one into models/latent_upscale_models"
+        for name in ("fmboost-sd15-x2", advice):
+            assert advice in refusal(empty, lift_graph(tmp_path, latents(), name))
+        empty.models.mkdir()
+        small_models.write(empty.models / "first.safetensors", small_models.config())
+        assert lift(empty, tmp_path, latents(), "first.safetensors")["samples"].shape == (1, 4, 16, 16)
+    finally:
+        empty.stop()
 
 
 def test_a_path_out_of_the_folder_is_no_model(server, tmp_path):

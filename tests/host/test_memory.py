@@ -31,8 +31,21 @@ def test_out_of_memory_falls_back_to_tiles_once(found):
     assert found["tiled is another"]
     assert found["fallback"]
     assert found["second time"] == "raised"
-    first, second = found["out of memory"]  # one line for each of the two runs that failed
+    first, _, second = found["out of memory"]  # one line for each of the runs that failed
     assert first == second == "CFM Latent Upscale: out of memory, trying once more with tile_size 16"
+
+
+def test_out_of_memory_in_a_cascade_repeats_the_lift_that_failed_alone(found):
+    tiled_by_hand, whole = found["cascade"]
+    assert tiled_by_hand < 1e-4 < 1e-2 < whole
+    assert found["out of memory"][1] == "CFM Latent Upscale: out of memory, trying once more with tile_size 48"
+
+
+def test_a_partly_loaded_network_answers_the_same(found):
+    """What --lowvram does to it. The host leaves weights where they are and casts each in the layer that uses it."""
+    assert found["layers the host cannot cast"] == []
+    assert found["partly loaded"]["loaded"] < 0.5
+    assert found["partly loaded"]["difference"] < 1e-5 < 0.1 < found["partly loaded"]["moved by the patch"]
 
 
 @pytest.mark.parametrize("tile", ["0", "32"])
