@@ -1,6 +1,8 @@
 """The README's picture and a thumbnail for every workflow without one, from the demo's latents.
 
 python benchmarks/make_pictures.py --vae taesd
+
+With --photos, only 512 to 2048 px (paper Fig. 17) of those: two lifts by x2, and one by x4.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import torch
 from PIL import Image
 
 from fmboost_core import load_model, load_vae
+from fmboost_core.cascade import cascade
 from fmboost_core.demo import read_examples
-from fmboost_core.photos import save_photo
+from fmboost_core.figures import Picture, picture_grid
+from fmboost_core.photos import centre_square, load_photo, save_photo
+from fmboost_core.train.data import to_bytes
 from fmboost_core.train.objectives import context_of
 from fmboost_core.upsample import upsample
 
@@ -25,7 +30,11 @@ THUMBNAIL = (400, 250)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, nargs="+")
     args = parser.parse_args()
+    if args.photos:
+        large(args.photos, args.vae)
+        return
     model, vae = load_model("fmboost-sd15-x2"), load_vae(args.vae, space="sd15")
     images = ROOT / "docs" / "images"
     strips, pairs = [], []
@@ -47,6 +56,23 @@ def main() -> None:
             with Image.open(workflow.with_suffix(".jpg")) as picture:
                 wide = picture.crop((0, 96, 512, 416)).resize(THUMBNAIL, Image.Resampling.LANCZOS)
             wide.save(workflow.with_suffix(".jpg"), quality=90)
+
+
+@torch.inference_mode()
+def large(photos: list[Path], where: Path) -> None:
+    twice, once, vae = load_model("fmboost-sd15-x2"), load_model("fmboost-sd15-x4"), load_vae(where, space="sd15")
+    rows = []
+    for i, path in enumerate(photos):
+        photo = centre_square(load_photo(path, 512, 8), 512)
+        low = vae.encode(photo)
+        panels = {
+            "512 px": photo,
+            "enlarged pixels": vae.decode(upsample(low, 4, "psu", vae)),
+            "x4, 10 steps": vae.decode(once.upscale(low, steps=10, vae=vae, batch_index=[i])),
+            "x2, x2, 4 steps each": vae.decode(cascade([twice, twice], low, steps=4, vae=vae, batch_index=[i])),
+        }
+        rows.append(Picture(path.stem, {name: to_bytes(panel)[0].permute(1, 2, 0) for name, panel in panels.items()}))
+    picture_grid(rows, ROOT / "docs" / "images" / "large.jpg", crop=320)
 
 
 if __name__ == "__main__":

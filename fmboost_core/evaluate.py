@@ -29,7 +29,7 @@ from .checkpoint import load_model, resolve
 from .figures import Picture, picture_grid, plots
 from .methods import Method, is_shown, make_methods
 from .model import CFMModel
-from .photos import find_photos, load_photo
+from .photos import Photo, find_photos, load_photo
 from .rows import BASELINES, CEILING, Row, table, write_csv
 from .upsample import reduce_pixels
 from .vae import TinyVAE, load_vae
@@ -109,7 +109,7 @@ class _Scores:
 @torch.inference_mode()
 def evaluate(
     models: Mapping[str, CFMModel],
-    photos: Sequence[Path],
+    photos: Sequence[Photo],
     vae: TinyVAE,
     *,
     scale: int | None = None,
@@ -258,7 +258,7 @@ def _common_scale(models: Mapping[str, CFMModel], vae: TinyVAE, scale: int | Non
     return scales.pop()
 
 
-def _load(photos: Sequence[Path], short_side: int | None, multiple: int) -> list[Path]:
+def _load(photos: Sequence[Photo], short_side: int | None, multiple: int) -> list[Photo]:
     if short_side is not None and short_side // multiple * multiple < SMALLEST:
         raise ValueError(f"a short side of {short_side} px is too small to judge: expected at least {SMALLEST} px")
     good = []

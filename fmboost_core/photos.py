@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,23 +16,67 @@ from torch import Tensor
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def find_photos(folder: str | Path) -> list[Path]:
-    """Every image file under `folder`, sorted. Raises ValueError where there is none."""
+@dataclass(frozen=True)
+class ShardPhoto:
+    """A picture inside a shard: an uncompressed tar file, as the webdataset format has it."""
+
+    shard: Path
+    name: str  # inside the shard
+    offset: int  # bytes
+    size: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.shard.stem}.{PurePosixPath(self.name).with_suffix('').as_posix().replace('/', '_')}"
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    def open(self) -> BinaryIO:
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.size))
+
+
+Photo = Path | ShardPhoto
+
+
+def find_photos(folder: str | Path) -> list[Photo]:
+    """Every image file under `folder`, sorted, and then every image in the shards (.tar) under it; or those of one
+    shard. Only the headers of a shard are read, not its pictures.
+
+    Raises ValueError where there is none, or a shard is damaged or compressed.
+    """
     folder = Path(folder)
-    photos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    files = sorted(folder.rglob("*")) if folder.is_dir() else [folder] if folder.is_file() else []
+    photos: list[Photo] = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and folder.is_dir()]
+    for shard in (p for p in files if p.suffix.lower() == ".tar"):
+        photos += _shard_photos(shard)
     if not photos:
-        raise ValueError(f"no photos in {folder}: expected a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files")
+        raise ValueError(
+            f"no photos in {folder}: expected a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files, or with .tar "
+            "shards of them"
+        )
     return photos
 
 
-def load_photo(path: str | Path, short_side: int | None, multiple: int, flip: bool = False) -> Tensor:
+def _shard_photos(shard: Path) -> list[ShardPhoto]:
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            members = [ShardPhoto(shard, m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is no shard ({error}): expected a whole, uncompressed tar file") from error
+    return [m for m in members if PurePosixPath(m.name).suffix.lower() in IMAGE_SUFFIXES]
+
+
+def load_photo(path: str | Photo, short_side: int | None, multiple: int, flip: bool = False) -> Tensor:
     """(1, 3, H, W) in [0, 1]: upright, reduced so that the short side is `short_side` (never enlarged; None keeps
     the size), and cropped about the centre to multiples of `multiple`. `flip` mirrors it left to right.
 
     Raises ValueError where the file is not a picture or is smaller than `multiple`.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path.open() if isinstance(path, ShardPhoto) else path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture: expected one of {', '.join(sorted(IMAGE_SUFFIXES))}") from error

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fmboost_core.checkpoint import load_model, read_model_file
 from fmboost_core.model import CFMModel
-from fmboost_core.photos import find_photos, load_photo, save_photo
+from fmboost_core.photos import Photo, find_photos, load_photo, save_photo
 from fmboost_core.train.loop import train
 from fmboost_core.train.settings import DataSettings, RunSettings, TrainSettings
 from fmboost_core.vae import TinyVAE, load_vae
@@ -49,10 +49,10 @@ class Lab:
         return load_vae(self.vae_path, space="sd15", device=self.device)
 
     @cached_property
-    def held_out(self) -> list[Path]:
+    def held_out(self) -> list[Photo]:
         return find_photos(self._folder("held_out", self.preset.held_out))
 
-    def originals(self, count: int | None) -> list[Path]:
+    def originals(self, count: int | None) -> list[Photo]:
         """Held-out photos at their own size."""
         return spread(find_photos(self.sources["held_out"]), count)
 
@@ -116,7 +116,7 @@ class Lab:
         return folder
 
 
-def spread(items: Sequence[Path], count: int | None) -> list[Path]:
+def spread(items: Sequence[Photo], count: int | None) -> list[Photo]:
     """`count` of the items, evenly spread."""
     if count is None or count >= len(items):
         return list(items)

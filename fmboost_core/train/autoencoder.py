@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..photos import find_photos, load_photo
+from ..photos import Photo, find_photos, load_photo
 from ..vae import TinyVAE, load_vae
 from .ema import EMA
 
@@ -104,7 +104,7 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
     return out / f"fmboost-{settings.latent_space}-vae.safetensors"
 
 
-def _pixels(path: Path, short_side: int) -> Tensor:
+def _pixels(path: Photo, short_side: int) -> Tensor:
     """(3, H, W) uint8."""
     return (load_photo(path, short_side, 8)[0] * 255).round().to(torch.uint8)
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..photos import load_photo
+from ..photos import Photo, load_photo
 from ..upsample import VAE, reduce_pixels, upsample
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def variants_of(short_sides: Sequence[int], flips: bool, latent_noise: float) ->
 
 
 def cache_latents(
-    photos: Sequence[Path],
+    photos: Sequence[Photo],
     variants: Sequence[Variant],
     cache: str | Path,
     *,
@@ -89,10 +90,11 @@ def cache_latents(
     cache.mkdir(parents=True, exist_ok=True)
     _check_identity(cache, identity)
     jobs = [(photo, variant) for variant in variants for photo in photos]
+    names = _names(photos)
     files: list[Path] = []
     for i in progress if progress is not None else range(len(jobs)):
         photo, variant = jobs[i]
-        target = cache / f"{photo.stem}.{variant.name}.safetensors"
+        target = cache / f"{names[photo]}.{variant.name}.safetensors"
         if not target.exists():
             try:
                 image = load_photo(photo, variant.short_side, multiple, variant.flip)
@@ -110,6 +112,12 @@ def cache_latents(
     if not files:
         raise ValueError(f"none of the {len(photos)} photos could be read")
     return files
+
+
+def _names(photos: Sequence[Photo]) -> dict[Photo, str]:
+    """Of their examples: the stem, and where two photos share it, a digest of the path beside it."""
+    shared = Counter(photo.stem for photo in photos)
+    return {p: p.stem if shared[p.stem] == 1 else f"{p.stem}-{zlib.crc32(str(p).encode()):08x}" for p in photos}
 
 
 def compact(example: dict[str, Tensor]) -> dict[str, Tensor]:

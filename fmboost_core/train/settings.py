@@ -26,7 +26,7 @@ T_SAMPLINGS = ("uniform", "logit_normal")
 @dataclass(frozen=True)
 class DataSettings:
     cache: str  # folder for latents, made once; or a file of `fmboost pack`, which needs neither photos nor vae
-    photos: str = ""  # folder
+    photos: str = ""  # folder of pictures, or of .tar shards of them (webdataset)
     vae: str = ""  # TAESD file or folder
     validation: str = ""  # folder of held-out photos
     latent_space: str = "sd15"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model import CFMModel
-from ..photos import load_photo, save_photo
+from ..photos import Photo, load_photo, save_photo
 from ..upsample import VAE, upsample
 from .data import encode_example
 from .objectives import context_of
@@ -27,7 +27,7 @@ class Held:
     picture: Tensor  # the low latent decoded
 
 
-def held_out(photos: Sequence[Path], vae: VAE, scale: int, short_side: int | None, size: int) -> list[Held]:
+def held_out(photos: Sequence[Photo], vae: VAE, scale: int, short_side: int | None, size: int) -> list[Held]:
     """Centre crops of `size` high latent pixels of photos brought to `short_side`."""
     result = []
     for path in photos:
