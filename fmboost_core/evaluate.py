@@ -8,6 +8,9 @@ A method makes a high latent of the low one; its decoded picture is compared
 - with the reconstruction (the decoded truth, the ceiling of every method): high-frequency energy, sliced Wasserstein
   distance of Laplacian patches, Frechet distance of patch features;
 - with the decoded low latent: mean colour.
+
+The decoded low latent has a row too, with the PSNR to the reduced photo alone: what a method that knew no more than
+the small picture shows would get there.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from .figures import Picture, picture_grid, plots
 from .methods import Method, is_shown, make_methods
 from .model import CFMModel
 from .photos import Photo, find_photos, load_photo
-from .rows import BASELINES, CEILING, Row, table, write_csv
+from .rows import BASELINES, CEILING, SMALL, Row, table, write_csv
 from .upsample import reduce_pixels
 from .vae import TinyVAE, load_vae
 
@@ -150,13 +153,15 @@ def evaluate(
     scores = [_Scores() for _ in methods]
     shown = _spread(len(images), pictures)
     kept: list[Picture] = []
+    agreement: list[float] = []
     for index, path in enumerate(images):
         photo = load_photo(path, short_side, vae.space.pixels * scale).to(next(vae.parameters()).device)
         high, low = vae.encode(photo), vae.encode(reduce_pixels(photo, scale))
         start = _now(high)
         truth = vae.decode(high)
         truth_ms, small = 1e3 * (_now(high) - start), vae.decode(low)
-        panels = {"low": small}
+        panels = {SMALL: small}
+        agreement.append(_number(metrics.psnr, small, reduce_pixels(photo, scale)))
         for m, method in enumerate(methods):
             score = scores[m]
             if method.row.method == CEILING:
@@ -182,7 +187,9 @@ def evaluate(
         perceptual.see(photo)
         if index in shown:
             kept.append(Picture(path.stem, {k: _bytes(v) for k, v in _ordered(panels, photo).items()}))
-    return Evaluation(_rows(methods, scores, perceptual, seed), kept)
+    rows = _rows(methods, scores, perceptual, seed)
+    rows.insert(1, Row(SMALL, photos=len(agreement), psnr_reduced=fmean(agreement)))
+    return Evaluation(rows, kept)
 
 
 def evaluate_files(
@@ -253,7 +260,7 @@ def _common_scale(models: Mapping[str, CFMModel], vae: TinyVAE, scale: int | Non
     for name, model in models.items():
         if model.space != vae.space:
             raise ValueError(f"{name} lifts {model.space.name} latents, the autoencoder makes {vae.space.name} ones")
-        if name in {CEILING, *BASELINES}:
+        if name in {CEILING, SMALL, *BASELINES}:
             raise ValueError(f"a model cannot be called {name}, as a baseline is: rename the file")
     return scales.pop()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 BASELINES = ("nearest", "bilinear", "bicubic", "psu")
 CEILING = "reconstruction"
+SMALL = "low"  # the decoded low latent itself, which has no size but its own to be compared at
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
 from .objectives import DecodedLoss, objective_loss
 from .pack import is_packed, read_packed
-from .reflow import Reflow
+from .reflow import Reflow, reflow_identity
 from .settings import DataSettings, RunSettings, TrainSettings
 from .start import start_from
 from .validate import held_out, validate
@@ -167,8 +167,10 @@ class _Run:
             }
             reflow = None
             if data.reflow_model:
-                reflow = Reflow(data.reflow_model, data.reflow_steps, flow, self.accelerator.device)
-                identity |= {"reflow_model": reflow.digest, "reflow_steps": data.reflow_steps}
+                reflow = Reflow(
+                    data.reflow_model, data.reflow_steps, flow, self.accelerator.device, data.reflow_agreement
+                )
+                identity |= reflow_identity(data)
             jobs = range(len(photos) * len(variants))
             files = cache_latents(
                 photos,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..vae import TinyVAE
 from .data import read_example
-from .reflow import origin_digest
+from .reflow import reflow_identity
 from .settings import RunSettings
 
 METADATA_KEY = "fmboost_cache"
@@ -78,8 +78,7 @@ def _check_identity(path: str | Path, found: dict[str, str | int], settings: Run
         wanted["autoencoder"] = vae.fingerprint()
     elif "autoencoder" in found:  # nothing to compare it with
         wanted["autoencoder"] = found["autoencoder"]
-    if data.reflow_model:
-        wanted |= {"reflow_model": origin_digest(data.reflow_model), "reflow_steps": data.reflow_steps}
+    wanted |= reflow_identity(data)
     if found != wanted:
         raise ValueError(f"the packed cache {path} was made with {found}, this run has {wanted}: pack another cache")
 

@@ -35,6 +35,7 @@ class DataSettings:
     latent_noise: float = 0.0  # also with noise of up to this standard deviation on the low latent; the paper has none
     reflow_model: str = ""  # a model file, or a shipped model, whose results to learn instead of the photos' latents
     reflow_steps: int = 12  # Euler, of that model
+    reflow_agreement: float = 0.0  # rate of moving its results to the colours of the low picture; 0 leaves them
     license: str = ""  # of the photos, for the model file
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fmboost_core import LATENT_SPACES, FlowConfig, ModelConfig, NetConfig, TinyVAE, load_model, save_model
 from fmboost_core.noise import augment
 from fmboost_core.photos import save_photo
 from fmboost_core.train.data import LatentCrops, Variant, cache_latents
-from fmboost_core.train.reflow import Reflow
+from fmboost_core.train.reflow import Reflow, agree, reflow_identity
+from fmboost_core.train.settings import DataSettings
 from fmboost_core.unet import UNet
 
 FLOW = FlowConfig(upsampling="psu", noise_step=212, scale=2)
@@ -49,7 +53,7 @@ def cached(teacher, tmp_path_factory):
         vae=vae,
         scale=2,
         multiple=16,
-        identity={"reflow_model": reflow.digest},
+        identity={"reflow_steps": STEPS},
         reflow=reflow,
     )
 
@@ -80,6 +84,43 @@ def test_a_crop_keeps_its_noise(cached):
         assert len(places) == 1
         y, x = places[0]
         assert torch.equal(whole["noise"][:, y : y + 8, x : x + 8].float(), found["noise"])
+
+
+class Linear:
+    """Decodes three channels to 8 x 8 px each, so that means of blocks are those of the latent."""
+
+    coarse = False
+
+    def decode(self, latents):
+        return 0.5 + 0.1 * F.interpolate(latents[:, :3], scale_factor=8)
+
+    def encode(self, images):
+        raise AssertionError("an encoder has no part in it")
+
+
+@torch.inference_mode()
+def test_agreement_is_gradient_descent_on_the_means_of_blocks():
+    """With a decoder of one weight a round is: difference d of a block goes to (1 - rate c) d, c of its area."""
+    picture = torch.rand(1, 3, 32, 32)  # of a low latent of 4 x 4
+    high = torch.randn(1, 4, 8, 8)
+    wanted = (F.avg_pool2d(picture, 4) - 0.5) / 0.1  # blocks of 8 px of the large picture: a latent pixel each
+    curvature = 64 * 0.1**2  # 8 * 8 px of a block, the decoder's slope squared
+    rate = 0.3 / curvature
+    once = agree(high, picture, 2, Linear(), rate, rounds=1)
+    torch.testing.assert_close(once[:, :3], high[:, :3] + 0.3 * (wanted - high[:, :3]))
+    assert torch.equal(once[:, 3], high[:, 3])  # what no picture shows stays
+    # With momentum: x2 = x1 + (x1 - x0) / 2 - rate * gradient.
+    twice = agree(high, picture, 2, Linear(), rate, rounds=2)
+    expected = once + 0.5 * (once - high)
+    expected[:, :3] += 0.3 * (wanted - once[:, :3])
+    torch.testing.assert_close(twice, expected)
+
+
+def test_a_cache_says_whether_its_results_were_moved(teacher):
+    plain = DataSettings(cache="", reflow_model=str(teacher))
+    moved = replace(plain, reflow_agreement=0.1)
+    assert reflow_identity(DataSettings(cache="")) == {}
+    assert reflow_identity(moved) == {**reflow_identity(plain), "reflow_agreement": "0.1"}
 
 
 def test_noise_is_drawn_anew_for_every_photo(cached):
