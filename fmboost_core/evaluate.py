@@ -156,12 +156,13 @@ def evaluate(
     agreement: list[float] = []
     for index, path in enumerate(images):
         photo = load_photo(path, short_side, vae.space.pixels * scale).to(next(vae.parameters()).device)
-        high, low = vae.encode(photo), vae.encode(reduce_pixels(photo, scale))
+        reduced = reduce_pixels(photo, scale)
+        high, low = vae.encode(photo), vae.encode(reduced)
         start = _now(high)
         truth = vae.decode(high)
         truth_ms, small = 1e3 * (_now(high) - start), vae.decode(low)
         panels = {SMALL: small}
-        agreement.append(_number(metrics.psnr, small, reduce_pixels(photo, scale)))
+        agreement.append(_number(metrics.psnr, small, reduced))
         for m, method in enumerate(methods):
             score = scores[m]
             if method.row.method == CEILING:
