@@ -17,7 +17,6 @@ from pathlib import Path
 from fmboost_core.checkpoint import load_model
 from fmboost_core.evaluate import evaluate
 from fmboost_core.photos import find_photos, load_photo, save_photo
-from fmboost_core.rows import SMALL
 from fmboost_core.train.loop import train
 from fmboost_core.train.settings import read_settings
 from fmboost_core.vae import load_vae
@@ -103,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     held_out = spread(find_photos(args.held_out), args.held_out_count)
     found = evaluate(models, held_out, vae, short_side=SHORT_SIDE, steps=args.steps, pictures=0)
     rows = []
-    for row in (row for row in found.rows if row.method != SMALL):
+    for row in found.rows:
         name = row.method.removesuffix(", regression")
         size = sum(p.numel() for p in models[name].net.parameters()) / 1e6 if name in models else None
         rows.append({**vars(row), "method": name, "million": size, "seconds": seconds.get(name)})

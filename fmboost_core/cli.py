@@ -216,7 +216,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             lpips=args.lpips,
             progress=progress,
         )
-    print(table(result.rows))
+    print(table(result.printed))
 
 
 def _add_convert(commands: Commands) -> None:

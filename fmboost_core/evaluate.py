@@ -9,8 +9,8 @@ A method makes a high latent of the low one; its decoded picture is compared
   distance of Laplacian patches, Frechet distance of patch features;
 - with the decoded low latent: mean colour.
 
-The decoded low latent has a row too, with the PSNR to the reduced photo alone: what a method that knew no more than
-the small picture shows would get there.
+The decoded low latent is printed beside them, with the PSNR to the reduced photo alone: what a method that knew no
+more than the small picture shows would get there.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ Progress = Callable[[int, int, str], None]
 class Evaluation:
     rows: list[Row]
     pictures: list[Picture]
+    low: Row
+    """The decoded low latent, which is no method and has the PSNR to the reduced photo alone."""
+
+    @property
+    def printed(self) -> list[Row]:
+        """`rows` with `low` below the reconstruction."""
+        return [self.rows[0], self.low, *self.rows[1:]]
 
 
 @dataclass
@@ -188,9 +195,8 @@ def evaluate(
         perceptual.see(photo)
         if index in shown:
             kept.append(Picture(path.stem, {k: _bytes(v) for k, v in _ordered(panels, photo).items()}))
-    rows = _rows(methods, scores, perceptual, seed)
-    rows.insert(1, Row(SMALL, photos=len(agreement), psnr_reduced=fmean(agreement)))
-    return Evaluation(rows, kept)
+    decoded_low = Row(SMALL, photos=len(agreement), psnr_reduced=fmean(agreement))
+    return Evaluation(_rows(methods, scores, perceptual, seed), kept, decoded_low)
 
 
 def evaluate_files(
@@ -246,8 +252,8 @@ def evaluate_files(
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        write_csv(result.rows, folder / "results.csv")
-        (folder / "table.md").write_text(table(result.rows, markdown=True) + "\n", encoding="utf-8")
+        write_csv(result.printed, folder / "results.csv")
+        (folder / "table.md").write_text(table(result.printed, markdown=True) + "\n", encoding="utf-8")
         picture_grid(result.pictures, folder / "pictures.png")
         plots(result.rows, folder)
     return result

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .rows import SMALL
-
 if TYPE_CHECKING:
     from .rows import Row
 
@@ -110,7 +108,7 @@ def plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
 def _curves(axes: Any, rows: Sequence[Row], field: str, quality: str) -> None:
     """A line for each model and solver, a dashed level for each method without a network."""
     curves: dict[str, list[Row]] = {}
-    for i, row in enumerate(row for row in rows if not row.low and row.method != SMALL):
+    for i, row in enumerate(row for row in rows if not row.low):
         if row.solver:
             curves.setdefault(f"{row.method} {row.solver}", []).append(row)
         else:

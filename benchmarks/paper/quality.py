@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fmboost_core.evaluate import evaluate, open_perceptual
 from fmboost_core.figures import Picture
 from fmboost_core.model import CFMModel
-from fmboost_core.rows import CEILING, SMALL
+from fmboost_core.rows import CEILING
 
 from .lab import Lab
 from .presets import NOISE_STEPS
@@ -57,7 +57,7 @@ def score(lab: Lab, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], lis
             pictures=lab.preset.pictures,
             perceptual=open_perceptual(lab.fid, None, lab.device),
         )
-        ceiling, row = ({**asdict(r), "label": r.method} for r in result.rows if r.method != SMALL)
+        ceiling, row = ({**asdict(r), "label": r.method} for r in result.rows)
         rows.append({**row, "label": entry.label})
         print(f"  {entry.label}: PSNR {row['psnr']:.2f}, Frechet {row['frechet']:.3f}", flush=True)
         for picture in result.pictures:

@@ -77,7 +77,7 @@ def agree(high: Tensor, picture: Tensor, scale: int, vae: VAE, rate: float, roun
     4 x 4 px of `picture`, (B, 3, p H / scale, p W / scale) in [0, 1]. Detail within a block is free and stays. An
     encoder has no part in it, so that it holds where `upsample.back_project` does not: latents whose mean colour is
     wrong by some 2/255 have the right low frequencies, and are wrong in how the decoder reads their detail. It needs
-    gradients, three decodes and more a round: for what is learnt, not for every lift.
+    gradients and the time of three decodes a round: for what is learnt, not for every lift.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x, motion = high.clone(), torch.zeros_like(high)
