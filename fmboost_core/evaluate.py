@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
@@ -40,7 +41,9 @@ from .vae import TinyVAE, load_vae
 log = logging.getLogger(__name__)
 
 SMALLEST = 160  # px: twenty periods of 8
+PATCHES = 2048  # a level, method and photo: with few, the chance of where they lie outweighs what methods differ by
 MOST_PATCHES = 40_000  # a level and method, over all photos
+PROJECTIONS = 128
 MOST_FEATURES = 200_000
 
 Progress = Callable[[int, int, str], None]
@@ -110,7 +113,7 @@ class _Scores:
             self.values.setdefault(name, []).append(value)
 
     def levels(self) -> list[Tensor]:
-        return [torch.cat(level) for level in zip(*self.patches, strict=True)]
+        return [torch.cat(level).float() for level in zip(*self.patches, strict=True)]
 
     def grid(self, period: int) -> float:
         return torch.cat(self.harmonics[period]).mean(dim=0).exp().max().item()
@@ -293,8 +296,9 @@ def _compare(score: _Scores, image: Tensor, photo: Tensor, scale: int, index: in
     reduced = _number(metrics.psnr, reduce_pixels(image, scale), reduce_pixels(photo, scale))
     score.add(psnr=_number(metrics.psnr, image, photo), ssim=_number(metrics.ssim, image, photo), psnr_reduced=reduced)
     score.add(energy=metrics.high_frequency_energy(image).item())
-    patches = min(128, max(1, MOST_PATCHES // photos))
-    score.patches.append([level.cpu() for level in metrics.laplacian_patches(image, patches=patches, seed=index)])
+    patches = min(PATCHES, max(1, MOST_PATCHES // photos))
+    levels = metrics.laplacian_patches(image, patches=patches, seed=index)
+    score.patches.append([level.half().cpu() for level in levels])  # half the memory, for an error of 1 in 2000
     features = metrics.patch_features(image).cpu()
     score.features.append(features[:: max(1, math.ceil(len(features) * photos / MOST_FEATURES))])
     for period, besides in ((2, 1), (8, 2)):
@@ -304,6 +308,7 @@ def _compare(score: _Scores, image: Tensor, photo: Tensor, scale: int, index: in
 
 def _rows(methods: Sequence[Method], scores: Sequence[_Scores], perceptual: Perceptual, seed: int) -> list[Row]:
     ceiling = scores[0]
+    distances = partial(metrics.patch_distances, projections=PROJECTIONS, seed=seed)
     reference, features = ceiling.levels(), torch.cat(ceiling.features)
     energy = sum(ceiling.values["energy"])
     rows: list[Row] = []
@@ -316,8 +321,8 @@ def _rows(methods: Sequence[Method], scores: Sequence[_Scores], perceptual: Perc
                 photos=len(values["psnr"]),
                 **{name: fmean(values[name]) for name in names if name in values},
                 high_frequency=sum(values["energy"]) / energy,
-                swd=metrics.patch_distances(patches, reference, seed=seed).mean,
-                swd_each=metrics.patch_distances(patches, reference, normalise="each", seed=seed).mean,
+                swd=distances(patches, reference).mean,
+                swd_each=distances(patches, reference, normalise="each").mean,
                 frechet=metrics.frechet_distance(torch.cat(score.features), features),
                 fid=perceptual.fid(score),
                 grid2=score.grid(2),

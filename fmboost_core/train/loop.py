@@ -29,13 +29,14 @@ from ..model import CFMModel
 from ..photos import find_photos
 from ..unet import UNet
 from ..vae import TinyVAE, load_vae
-from .data import LatentCrops, cache_latents, variants_of
+from .data import LatentCrops, cache_latents, read_example, variants_of
 from .ema import EMA
-from .objectives import DecodedLoss, objective_loss
+from .objectives import COLOUR_BLOCK, DecodedLoss, objective_loss
 from .pack import is_packed, read_packed
 from .reflow import Reflow, reflow_identity
 from .settings import DataSettings, RunSettings, TrainSettings
 from .start import start_from
+from .transport import transported
 from .validate import held_out, validate
 
 log = logging.getLogger(__name__)
@@ -167,9 +168,7 @@ class _Run:
             }
             reflow = None
             if data.reflow_model:
-                reflow = Reflow(
-                    data.reflow_model, data.reflow_steps, flow, self.accelerator.device, data.reflow_agreement
-                )
+                reflow = Reflow(data.reflow_model, data.reflow_steps, flow, self.accelerator.device)
                 identity |= reflow_identity(data)
             jobs = range(len(photos) * len(variants))
             files = cache_latents(
@@ -191,6 +190,8 @@ class _Run:
             examples = read_packed(data.cache, self.settings, self._load_vae() if data.vae else None)
         else:
             examples = self._cached()
+        if data.reflow_transport:
+            examples = transported(map(read_example, examples), data.reflow_transport)
         crops = LatentCrops(
             examples,
             crop=hp.crop,
@@ -204,10 +205,13 @@ class _Run:
 
     def _decoded_loss(self) -> DecodedLoss | None:
         hp = self.settings.train
-        if hp.decoded_weight == 0:
+        if hp.decoded_weight == hp.colour_weight == 0:
             return None
-        places = np.random.default_rng((hp.seed, self.step)).integers(hp.crop - hp.decoded_window + 1, size=2)
-        return DecodedLoss(self._load_vae(), hp.decoded_weight, hp.decoded_window, int(places[0]), int(places[1]))
+        free = (hp.crop - hp.decoded_window) // COLOUR_BLOCK
+        top, left = COLOUR_BLOCK * np.random.default_rng((hp.seed, self.step)).integers(free + 1, size=2)
+        return DecodedLoss(
+            self._load_vae(), hp.decoded_weight, hp.decoded_window, int(top), int(left), hp.colour_weight
+        )
 
     def _held_out(self) -> list[Any]:
         data = self.settings.data
@@ -223,7 +227,7 @@ class _Run:
         if self.vae is None:
             data = self.settings.data
             if not data.vae:
-                raise ValueError("train.decoded_weight needs an autoencoder: set data.vae, or the weight to 0")
+                raise ValueError("train.decoded_weight and colour_weight need an autoencoder: set data.vae, or the weights to 0")
             dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
             self.vae = load_vae(data.vae, space=data.latent_space, device=self.accelerator.device, dtype=dtype)
             self.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

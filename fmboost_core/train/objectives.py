@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FlowConfig
@@ -12,24 +13,42 @@ from ..flow import join_context, sample_path, source, velocity_loss
 from ..upsample import VAE, upsample
 
 
+COLOUR_BLOCK = 2  # latent pixels
+
+
 class DecodedLoss(NamedTuple):
     """The picture the network is heading for, beside the velocity: not in the paper, which compares latents only.
 
-    Equal errors of latents are not equally visible. A window of the estimate of x1 and the same window of x1 are
-    decoded by a frozen autoencoder, and the mean squared error of the pictures, times `weight`, joins the loss.
+    Equal errors of latents are not equally visible. A window of the estimate of x1 is decoded by a frozen autoencoder.
+    `weight` times its mean squared error against the same window of x1 joins the loss, and `colour_weight` times that
+    of its mean colours against the low `picture`, in blocks of 2 latent pixels: a decoder reads colour from detail,
+    too, so that latents with the right low frequencies may still have the wrong colour. Detail within a block is free.
     """
 
     vae: VAE
     weight: float
-    window: int  # latent pixels on a side
+    window: int  # latent pixels on a side; with `colour_weight`, like top and left, a multiple of the block
     top: int
     left: int
+    colour_weight: float = 0.0
 
-    def __call__(self, estimate: Tensor, x1: Tensor) -> Tensor:
-        rows, columns = slice(self.top, self.top + self.window), slice(self.left, self.left + self.window)
-        with torch.no_grad():
-            truth = self.vae.decode(x1[:, :, rows, columns])
-        return self.weight * (self.vae.decode(estimate[:, :, rows, columns]) - truth).square().mean()
+    def __call__(self, estimate: Tensor, x1: Tensor, picture: Tensor) -> Tensor:
+        shown = self.vae.decode(self._window(estimate))
+        loss = shown.new_zeros(())
+        if self.weight:
+            with torch.no_grad():
+                truth = self.vae.decode(self._window(x1))
+            loss = loss + self.weight * (shown - truth).square().mean()
+        if self.colour_weight:
+            blocks = [side // COLOUR_BLOCK for side in x1.shape[2:]]
+            small = self._window(F.adaptive_avg_pool2d(picture, blocks), COLOUR_BLOCK)
+            colours = F.adaptive_avg_pool2d(shown, small.shape[2:])
+            loss = loss + self.colour_weight * (colours - small).square().mean()
+        return loss
+
+    def _window(self, images: Tensor, divisor: int = 1) -> Tensor:
+        top, left, side = (n // divisor for n in (self.top, self.left, self.window))
+        return images[:, :, top : top + side, left : left + side]
 
 
 def context_of(flow: FlowConfig, batch: dict[str, Tensor]) -> Tensor:
@@ -68,7 +87,7 @@ def objective_loss(
     predicted = net(x_t, t, context).float()
     loss = velocity_loss(predicted, velocity)
     if decoded is not None:
-        loss = loss + decoded(x_t + (1 - t.view(-1, 1, 1, 1)) * predicted, x1)
+        loss = loss + decoded(x_t + (1 - t.view(-1, 1, 1, 1)) * predicted, x1, batch["picture"])
     return loss
 
 

@@ -35,7 +35,7 @@ class DataSettings:
     latent_noise: float = 0.0  # also with noise of up to this standard deviation on the low latent; the paper has none
     reflow_model: str = ""  # a model file, or a shipped model, whose results to learn instead of the photos' latents
     reflow_steps: int = 12  # Euler, of that model
-    reflow_agreement: float = 0.0  # rate of moving its results to the colours of the low picture; 0 leaves them
+    reflow_transport: float = 0.0  # how far its results are moved to the statistics of the photos' latents, 1: all
     license: str = ""  # of the photos, for the model file
 
 
@@ -55,7 +55,8 @@ class TrainSettings:
     ema: float = 0.999
     t_sampling: str = "uniform"
     decoded_weight: float = 0.0  # of the decoded error beside the velocity's; 0 as in the paper
-    decoded_window: int = 8  # latent pixels
+    colour_weight: float = 0.0  # of the error of the decoded mean colours; 0 as in the paper
+    decoded_window: int = 8  # latent pixels, for both
     precision: str = "bf16"  # or "no"
     seed: int = 0
     log_every: int = 50
@@ -73,6 +74,11 @@ class TrainSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if (self.decoded_weight or self.colour_weight) and (self.decoded_window % 2 or self.decoded_window > self.crop):
+            raise ValueError(
+                f"decoded_window is {self.decoded_window}: expected an even number of latent pixels, at most train.crop "
+                f"= {self.crop}"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class RunSettings:
         objective, path = self.train.objective, OBJECTIVES[self.train.objective]
         if self.flow.path != path:
             raise ValueError(f"objective {objective} goes with flow.path {path!r}: it is {self.flow.path!r}")
-        if objective == "sr3" and (self.data.validation or self.train.decoded_weight):
+        if objective == "sr3" and (self.data.validation or self.train.decoded_weight or self.train.colour_weight):
             raise ValueError("validation and the decoded loss follow a flow, which sr3 has not: leave both out")
 
     @property

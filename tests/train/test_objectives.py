@@ -71,9 +71,28 @@ def test_the_decoded_loss_is_the_window_s_error_in_pixels(batch):
     decoded = DecodedLoss(Half(), weight=3.0, window=4, top=5, left=2)
     t = batch["t"].view(-1, 1, 1, 1)
     x_t = t * batch["high"] + (1 - t) * batch["psu"]  # where a net that stands still ends as well
+    batch["picture"] = torch.rand(3, 3, 64, 64)  # no part of it
     window = (x_t - batch["high"])[:, :3, 5:9, 2:6]
     extra = objective_loss("cfm", still, flow, batch, decoded=decoded) - objective_loss("cfm", still, flow, batch)
     torch.testing.assert_close(extra, 3 * (window / 2).square().mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_colour_loss_is_that_of_block_means_against_the_small_picture(batch):
+    """By reshaping: blocks of 2 latent pixels are 16 px of the decoded window and 8 px of the picture."""
+
+    class Half:
+        def decode(self, latents):
+            return F.interpolate(latents[:, :3] / 2, scale_factor=8)
+
+    flow = FlowConfig(upsampling="psu")
+    batch["picture"] = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    decoded = DecodedLoss(Half(), weight=0.0, window=6, top=4, left=2, colour_weight=5.0)
+    t = batch["t"].view(-1, 1, 1, 1)
+    x_t = t * batch["high"] + (1 - t) * batch["psu"]
+    colours = (x_t[:, :3, 4:10, 2:8] / 2).reshape(3, 3, 3, 2, 3, 2).mean(dim=(3, 5))
+    small = batch["picture"].reshape(3, 3, 8, 8, 8, 8).mean(dim=(3, 5))[:, :, 2:5, 1:4]
+    extra = objective_loss("cfm", still, flow, batch, decoded=decoded) - objective_loss("cfm", still, flow, batch)
+    torch.testing.assert_close(extra, 5 * (colours - small).square().mean(), atol=1e-5, rtol=1e-4)
 
 
 def test_logit_normal_times_have_the_quantiles_of_their_name():

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fmboost_core import LATENT_SPACES, FlowConfig, ModelConfig, NetConfig, TinyVAE, load_model, save_model
 from fmboost_core.noise import augment
 from fmboost_core.photos import save_photo
 from fmboost_core.train.data import LatentCrops, Variant, cache_latents
-from fmboost_core.train.reflow import Reflow, agree, reflow_identity
+from fmboost_core.train.reflow import Reflow, origin_digest, reflow_identity
 from fmboost_core.train.settings import DataSettings
 from fmboost_core.unet import UNet
 
@@ -86,41 +85,36 @@ def test_a_crop_keeps_its_noise(cached):
         assert torch.equal(whole["noise"][:, y : y + 8, x : x + 8].float(), found["noise"])
 
 
-class Linear:
-    """Decodes three channels to 8 x 8 px each, so that means of blocks are those of the latent."""
-
-    coarse = False
-
-    def decode(self, latents):
-        return 0.5 + 0.1 * F.interpolate(latents[:, :3], scale_factor=8)
-
-    def encode(self, images):
-        raise AssertionError("an encoder has no part in it")
+def test_the_photo_s_latent_stays_beside_the_result(cached):
+    example = load_file(cached[0])
+    assert example["truth"].shape == example["high"].shape
+    assert (example["truth"] - example["high"]).abs().mean() > 0.05
 
 
-@torch.inference_mode()
-def test_agreement_is_gradient_descent_on_the_means_of_blocks():
-    """With a decoder of one weight a round is: difference d of a block goes to (1 - rate c) d, c of its area."""
-    picture = torch.rand(1, 3, 32, 32)  # of a low latent of 4 x 4
-    high = torch.randn(1, 4, 8, 8)
-    wanted = (F.avg_pool2d(picture, 4) - 0.5) / 0.1  # blocks of 8 px of the large picture: a latent pixel each
-    curvature = 64 * 0.1**2  # 8 * 8 px of a block, the decoder's slope squared
-    rate = 0.3 / curvature
-    once = agree(high, picture, 2, Linear(), rate, rounds=1)
-    torch.testing.assert_close(once[:, :3], high[:, :3] + 0.3 * (wanted - high[:, :3]))
-    assert torch.equal(once[:, 3], high[:, 3])  # what no picture shows stays
-    # With momentum: x2 = x1 + (x1 - x0) / 2 - rate * gradient.
-    twice = agree(high, picture, 2, Linear(), rate, rounds=2)
-    expected = once + 0.5 * (once - high)
-    expected[:, :3] += 0.3 * (wanted - once[:, :3])
-    torch.testing.assert_close(twice, expected)
+def test_back_projection_is_no_part_of_what_is_learnt(teacher):
+    """A vae that may not be called: with rounds in [flow], results are the flow's alone."""
+
+    class Silent:
+        coarse = False
+
+        def decode(self, latents):
+            return torch.zeros(1, 3, 32, 32)
+
+        def encode(self, images):
+            raise AssertionError("back projection")
+
+    psu = torch.randn(4, 8, 8)
+    example = {"psu": psu, "low": torch.randn(4, 4, 4), "high": psu, "picture": torch.zeros(3, 32, 32)}
+    rounds = replace(FLOW, back_projection=2)
+    found = Reflow(teacher, STEPS, rounds, "cpu")(example, Silent(), 0)
+    assert torch.equal(found["high"], Reflow(teacher, STEPS, FLOW, "cpu")(example, Silent(), 0)["high"])
+    assert found["truth"] is psu
 
 
-def test_a_cache_says_whether_its_results_were_moved(teacher):
-    plain = DataSettings(cache="", reflow_model=str(teacher))
-    moved = replace(plain, reflow_agreement=0.1)
+def test_a_cache_knows_the_model_of_its_results(teacher):
     assert reflow_identity(DataSettings(cache="")) == {}
-    assert reflow_identity(moved) == {**reflow_identity(plain), "reflow_agreement": "0.1"}
+    found = reflow_identity(DataSettings(cache="", reflow_model=str(teacher)))
+    assert found == {"reflow_model": origin_digest(teacher), "reflow_steps": 12, "back_projection": 0}
 
 
 def test_noise_is_drawn_anew_for_every_photo(cached):
