@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .model import CFMModel
+from .transport import Transport
 from .unet import UNet
 
 METADATA_KEY = "fmboost"
@@ -57,8 +58,11 @@ def read_config(metadata: Mapping[str, str] | None, origin: str | Path) -> Model
 
 
 def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], origin: str | Path) -> None:
-    """Raise ValueError unless names and shapes are exactly those of the network `config` describes."""
+    """Raise ValueError unless names and shapes are exactly those of what `config` describes."""
     expected = {k: tuple(v.shape) for k, v in UNet(config.net, device="meta").state_dict().items()}
+    if config.transport:
+        channels, side = config.net.out_channels, config.transport
+        expected |= {"transport.weight": (channels, channels, side, side), "transport.bias": (channels,)}
     wrong = {
         "missing": sorted(set(expected) - set(shapes)),
         "unknown": sorted(set(shapes) - set(expected)),
@@ -85,6 +89,13 @@ def read_model_file(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise ValueError(f"{path} is not a safetensors file ({error}); {hint}") from error
 
 
+def take_transport(state: dict[str, Tensor]) -> Transport | None:
+    """The map that ends a lift, taken out of the weights of a file: what is left is the network's."""
+    if "transport.weight" not in state:
+        return None
+    return Transport(state.pop("transport.weight").float(), state.pop("transport.bias").float())
+
+
 def load_model(
     path_or_name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CFMModel:
@@ -94,9 +105,10 @@ def load_model(
     FileNotFoundError or ValueError with one sentence that says what was found and what was expected.
     """
     config, state = read_model_file(resolve(path_or_name))
+    transport = take_transport(state)
     net = UNet(config.net, dtype=dtype, device=device)
     net.load_state_dict(state)
-    return CFMModel(config, net.eval().requires_grad_(False))
+    return CFMModel(config, net.eval().requires_grad_(False), transport=transport)
 
 
 def save_model(

@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_convert(commands)
     _add_train(commands)
     _add_pack(commands)
+    _add_transport(commands)
     _add_train_autoencoder(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -301,6 +302,50 @@ def _pack(args: argparse.Namespace) -> None:
 
     count = pack(args.cache, args.out, None if args.limit_mib is None else int(args.limit_mib * 2**20))
     print(f"{args.out}: {count} examples, {Path(args.out).stat().st_size / 2**20:.1f} MiB")
+
+
+def _add_transport(commands: Commands) -> None:
+    command = commands.add_parser(
+        "transport", help="fit a linear map to a trained model that gives its results the statistics of photos"
+    )
+    command.add_argument("model", metavar="MODEL", help="a model file or a shipped model")
+    command.add_argument("out", metavar="OUT.safetensors")
+    command.add_argument("--data", required=True, help="folder of photos")
+    command.add_argument("--vae", required=True, help="TAESD file or folder")
+    command.add_argument("--strength", type=float, default=1.0, help="0 changes nothing (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=4, help="of Euler (default: %(default)s)")
+    command.add_argument("--noise-step", type=int, help="for the new file, 0 to 999 (default: the model's)")
+    command.add_argument("--limit", type=int, default=60, help="photos, evenly spread (default: %(default)s)")
+    command.add_argument("--short-side", type=int, default=512, help="photos are brought to it, px (default: 512)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--vae-dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
+    command.set_defaults(run=_transport)
+
+
+def _transport(args: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from .train.fit import fit_transport
+
+    with tqdm(unit="photo") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        names = ("strength", "steps", "noise_step", "limit", "short_side", "seed", "device")
+        used = fit_transport(
+            args.model,
+            args.out,
+            args.data,
+            args.vae,
+            **{name: getattr(args, name) for name in names},
+            vae_dtype=getattr(torch, args.vae_dtype),
+            progress=progress,
+        )
+    print(f"{args.out}: fitted on {used} photos")
 
 
 def _add_train_autoencoder(commands: Commands) -> None:

@@ -15,6 +15,7 @@ from .flow import make_context, source
 from .latent_spaces import LatentSpace, latent_space
 from .noise import augment, draw_noise
 from .solver import Callback, integrate
+from .transport import Transport
 from .upsample import VAE, back_project
 
 
@@ -22,7 +23,7 @@ class CFMModel:
     """Lifts scaled latents (B, C, h, w) to (B, C, scale*h, scale*w).
 
     `net` may live anywhere and in any floating type: inputs are cast to `device` and `dtype` (by default those of
-    its weights), what it returns is cast back to float32.
+    its weights), what it returns is cast back to float32. `transport` is the last step of a lift.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class CFMModel:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        transport: Transport | None = None,
     ) -> None:
         weight = next(net.parameters())
-        self.config, self.net = config, net
+        self.config, self.net, self.transport = config, net, transport
         self.device = torch.device(device) if device is not None else weight.device
         self.dtype = dtype or weight.dtype
 
@@ -135,7 +137,8 @@ class CFMModel:
     ) -> Tensor:
         """The method of paper Fig. 3: low scaled latents (B, C, h, w) -> (B, C, scale*h, scale*w), float32.
 
-        Upsample `low`, keep that as the context, noise it into x0, integrate. `noise_step` None is the step in the
+        Upsample `low`, keep that as the context, noise it into x0, integrate; then back projection and the model's
+        `transport`, where it has them. `noise_step` None is the step in the
         model's settings; more noise gives more texture. `vae` is needed by models that start from pixel-space
         upsampling. Image b draws its noise from (seed, batch_index[b]). `x0`, a latent of the target
         size, takes the place of the upsampled one as the source, and is noised only where `noise_step` asks for it.
@@ -166,7 +169,7 @@ class CFMModel:
         high = self.integrate(x0, context, steps=steps, solver=solver, callback=callback, tile=tile)
         if rounds and vae is not None and picture is not None:
             high = back_project(high, picture, self.scale, vae, rounds)
-        return high
+        return high if self.transport is None else self.transport(high)
 
     def start(
         self,

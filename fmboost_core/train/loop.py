@@ -29,14 +29,13 @@ from ..model import CFMModel
 from ..photos import find_photos
 from ..unet import UNet
 from ..vae import TinyVAE, load_vae
-from .data import LatentCrops, cache_latents, read_example, variants_of
+from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
 from .objectives import COLOUR_BLOCK, DecodedLoss, objective_loss
 from .pack import is_packed, read_packed
 from .reflow import Reflow, reflow_identity
 from .settings import DataSettings, RunSettings, TrainSettings
 from .start import start_from
-from .transport import transported
 from .validate import held_out, validate
 
 log = logging.getLogger(__name__)
@@ -190,8 +189,6 @@ class _Run:
             examples = read_packed(data.cache, self.settings, self._load_vae() if data.vae else None)
         else:
             examples = self._cached()
-        if data.reflow_transport:
-            examples = transported(map(read_example, examples), data.reflow_transport)
         crops = LatentCrops(
             examples,
             crop=hp.crop,
@@ -227,7 +224,10 @@ class _Run:
         if self.vae is None:
             data = self.settings.data
             if not data.vae:
-                raise ValueError("train.decoded_weight and colour_weight need an autoencoder: set data.vae, or the weights to 0")
+                raise ValueError(
+                    "a loss on decoded pictures needs an autoencoder: set data.vae, or train.decoded_weight and "
+                    "train.colour_weight to 0"
+                )
             dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
             self.vae = load_vae(data.vae, space=data.latent_space, device=self.accelerator.device, dtype=dtype)
             self.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -12,7 +12,6 @@ from ..config import FlowConfig
 from ..flow import join_context, sample_path, source, velocity_loss
 from ..upsample import VAE, upsample
 
-
 COLOUR_BLOCK = 2  # latent pixels
 
 

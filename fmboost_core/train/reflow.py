@@ -2,8 +2,6 @@
 
 A trained model's own results take the place of the photos' latents, each with the noise it came from. The pairs are
 then one to one, so that a second model learns almost straight lines between them and needs fewer steps.
-
-What one model gets wrong the next would learn; `transport` puts the statistics of its results right on the way.
 """
 
 from __future__ import annotations
@@ -40,7 +38,9 @@ def reflow_identity(data: DataSettings) -> dict[str, str | int]:
 class Reflow:
     """The model file or shipped model `origin`, run for `steps` of Euler on every cached example.
 
-    Its back projection is left out: that is no part of the flow, and follows that of the new model again. Raises ValueError where it does not start as `flow` does: its noise would not be the one that is learnt.
+    Its transport is learnt with the flow. Its back projection is left out: it follows the new model again. Raises
+    ValueError where it does not start as `flow` does: its noise
+    would not be the one that is learnt.
     """
 
     def __init__(self, origin: str | Path, steps: int, flow: FlowConfig, device: torch.device | str) -> None:
@@ -54,10 +54,9 @@ class Reflow:
 
     @torch.inference_mode()
     def __call__(self, example: dict[str, Tensor], vae: VAE, seed: int) -> dict[str, Tensor]:
-        """`example` of `data.encode_example` with the model's result as ``high``, its ``noise`` and the ``truth`` that
-        was there, both (C, h, w)."""
+        """`example` of `data.encode_example` with the model's result as ``high``, and its ``noise`` (C, h, w)."""
         psu, picture = example["psu"][None].float(), example["picture"][None]
         context = join_context(psu, picture) if self.model.config.flow.picture_context else psu
         low = example["low"][None]
         high = self.model.upscale(low, steps=self.steps, seed=seed, vae=vae, context=context, back_projection=0)
-        return {**example, "high": high[0], "noise": draw_noise(high.shape, seed)[0], "truth": example["high"]}
+        return {**example, "high": high[0], "noise": draw_noise(high.shape, seed)[0]}

@@ -35,7 +35,6 @@ class DataSettings:
     latent_noise: float = 0.0  # also with noise of up to this standard deviation on the low latent; the paper has none
     reflow_model: str = ""  # a model file, or a shipped model, whose results to learn instead of the photos' latents
     reflow_steps: int = 12  # Euler, of that model
-    reflow_transport: float = 0.0  # how far its results are moved to the statistics of the photos' latents, 1: all
     license: str = ""  # of the photos, for the model file
 
 
@@ -76,8 +75,8 @@ class TrainSettings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         if (self.decoded_weight or self.colour_weight) and (self.decoded_window % 2 or self.decoded_window > self.crop):
             raise ValueError(
-                f"decoded_window is {self.decoded_window}: expected an even number of latent pixels, at most train.crop "
-                f"= {self.crop}"
+                f"decoded_window is {self.decoded_window}: expected an even number of latent pixels, at most the crop, "
+                f"{self.crop}"
             )
 
 

@@ -1,0 +1,128 @@
+"""The map between two Gaussians is known where one is made from the other, and by a second formula where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fmboost_core import CFMModel, FlowConfig, ModelConfig, load_model, save_model
+from fmboost_core.transport import Moments, Transport, optimal_transport
+from fmboost_core.unet import UNet
+from fmboost_core.upsample import upsample
+
+RNG = np.random.default_rng(0)
+SIDES = ((12, 17), (9, 11), (20, 8))
+
+
+def latents(channels=3):
+    """Neighbours and channels depend on each other, and nothing has mean 0."""
+    found = []
+    for height, width in SIDES:
+        noise = RNG.standard_normal((channels, height + 1, width + 1))
+        blurred = noise[:, 1:, 1:] + 0.6 * noise[:, :-1, 1:] - 0.3 * noise[:, 1:, :-1]
+        found.append(torch.from_numpy(blurred + 0.4 * blurred[::-1] + 0.7).float()[None])
+    return found
+
+
+def moments(images):
+    found = Moments()
+    for image in images:
+        found.add(image)
+    return found
+
+
+def test_a_symmetric_mix_of_channels_is_found_again():
+    """Positive definite maps are optimal (Brenier), so that of y = M x + m must be M itself, pixel by pixel."""
+    mix = torch.tensor([[1.3, 0.2, -0.1], [0.2, 0.8, 0.3], [-0.1, 0.3, 1.1]])
+    shift = torch.tensor([0.5, -0.2, 0.1])
+    before = latents()
+    after = [torch.einsum("ij,bjhw->bihw", mix, x) + shift[:, None, None] for x in before]
+    whole = optimal_transport(moments(before), moments(after))
+    expected = torch.zeros(3, 3, 5, 5)
+    expected[:, :, 2, 2] = mix
+    torch.testing.assert_close(whole.weight, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.bias, shift, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole(before[0]), after[0], atol=2e-5, rtol=0)
+    half = optimal_transport(moments(before), moments(after), strength=0.5)
+    torch.testing.assert_close(half(before[0]), (before[0] + after[0]) / 2, atol=2e-5, rtol=0)
+    assert torch.equal(optimal_transport(moments(before), moments(after), strength=0)(before[0]), before[0])
+
+
+def test_the_convolution_is_the_transport_of_patches_averaged_where_they_overlap():
+    before = latents(2)
+    after = [1.5 * x.flip(-1) + torch.roll(x, 1, 2) for x in latents(2)]
+
+    def patches(images):
+        """Windows of 3 x 3, a column each, by numpy."""
+        windows = [np.lib.stride_tricks.sliding_window_view(x[0].double().numpy(), (3, 3), (1, 2)) for x in images]
+        return np.concatenate([w.transpose(0, 3, 4, 1, 2).reshape(18, -1) for w in windows], axis=1)
+
+    def mean_and_covariance(images):
+        p = patches(images)
+        return p.mean(axis=1).reshape(2, 9).mean(axis=1).repeat(9), np.cov(p, bias=True)
+
+    (mean_a, a), (mean_b, b) = mean_and_covariance(before), mean_and_covariance(after)
+    values, vectors = np.linalg.eig(a @ b)  # A^-1 (A B)^(1/2), the geometric mean of A^-1 and B, by another road
+    m = np.linalg.inv(a) @ (vectors * np.sqrt(values)) @ np.linalg.inv(vectors)
+    moved = (m @ (patches(before[:1]) - mean_a[:, None]) + mean_b[:, None]).real
+    height, width = before[0].shape[2:]
+    moved = moved.reshape(2, 3, 3, height - 2, width - 2)
+    total, count = np.zeros((2, height, width)), np.zeros((height, width))
+    for y in range(3):
+        for x in range(3):
+            total[:, y : y + height - 2, x : x + width - 2] += moved[:, y, x]
+            count[y : y + height - 2, x : x + width - 2] += 1
+    inner = (slice(None), slice(2, -2), slice(2, -2))  # nearer the border fewer patches overlap
+    found = optimal_transport(moments(before), moments(after))(before[0])[0]
+    np.testing.assert_allclose(found.numpy()[inner], (total / count)[inner], atol=1e-4)
+
+
+def test_a_batch_counts_as_its_images():
+    images = [torch.randn(1, 2, 6, 7) for _ in range(3)]
+    together, apart = moments([torch.cat(images)]), moments(images)
+    torch.testing.assert_close(together.covariance, apart.covariance)
+    torch.testing.assert_close(together.mean, apart.mean)
+
+
+@pytest.fixture
+def doubling(tiny_net):
+    """A fresh network stands still; what follows doubles."""
+    torch.manual_seed(0)
+    weight = torch.zeros(4, 4, 5, 5)
+    weight[range(4), range(4), 2, 2] = 2
+    config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="nearest"), transport=5)
+    return config, UNet(tiny_net), Transport(weight, torch.arange(4.0))
+
+
+def test_it_ends_a_lift_and_travels_in_the_file(doubling, tmp_path):
+    config, net, transport = doubling
+    low = torch.randn(1, 4, 6, 5)
+    enlarged = upsample(low, 2, "nearest")
+    expected = 2 * enlarged + torch.arange(4.0).view(1, 4, 1, 1)
+    model = CFMModel(config, net, transport=transport)
+    torch.testing.assert_close(model.upscale(low, steps=2), expected)
+    torch.testing.assert_close(model.integrate(enlarged, enlarged, steps=2), enlarged)  # no part of the flow
+    path = tmp_path / "model.safetensors"
+    state = {**net.state_dict(), "transport.weight": transport.weight, "transport.bias": transport.bias}
+    save_model(path, config, state)
+    torch.testing.assert_close(load_model(path).upscale(low, steps=2), expected)
+    with pytest.raises(ValueError, match=r"2 unknown \(transport"):
+        save_model(path, replace(config, transport=0), state)
+    with pytest.raises(ValueError, match=r"2 missing \(transport"):
+        save_model(path, config, net.state_dict())
+
+
+def test_settings_of_before_have_none(tiny_net):
+    config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="nearest"))
+    text = config.to_json().replace(', "transport": 0', "")
+    assert "transport" not in text
+    assert ModelConfig.from_json(text) == config
+
+
+@pytest.mark.parametrize("side", [-1, 4])
+def test_an_impossible_side_is_refused(tiny_net, side):
+    with pytest.raises(ValueError, match=f"transport is {side}: expected 0 or the odd side"):
+        ModelConfig(net=tiny_net, transport=side)

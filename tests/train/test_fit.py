@@ -1,0 +1,103 @@
+"""The map that ends a lift, fitted to a model on pictures: what comes out has the statistics of the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fmboost_core import LATENT_SPACES, FlowConfig, ModelConfig, NetConfig, TinyVAE, load_model, load_vae, save_model
+from fmboost_core.checkpoint import read_model_file
+from fmboost_core.cli import main
+from fmboost_core.photos import find_photos, load_photo, save_photo
+from fmboost_core.train.data import encode_example
+from fmboost_core.train.fit import fit_transport
+from fmboost_core.transport import Moments
+from fmboost_core.unet import UNet
+
+NET = NetConfig(
+    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), num_heads=1, head_channels=32
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photos, an autoencoder of random weights as a file, and a fresh model, which stays at its noised start."""
+    folder = tmp_path_factory.mktemp("fit")
+    rng = torch.Generator().manual_seed(0)
+    (folder / "photos").mkdir()
+    for i in range(4):
+        coarse = torch.rand(1, 3, 24, 32, generator=rng)
+        photo = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic").clamp(0, 1)
+        save_photo(photo, folder / "photos" / f"{i}.png")
+    (folder / "photos" / "2b.png").write_bytes(b"no picture")
+    torch.manual_seed(1)
+    vae = TinyVAE(LATENT_SPACES["sd15"], width=8)
+    for part in ("encoder", "decoder"):
+        save_file(getattr(vae, part).state_dict(), folder / f"taesd_{part}.safetensors")
+    config = ModelConfig(net=NET, flow=FlowConfig(upsampling="psu", noise_step=100), trained_on={"photos": 3})
+    save_model(folder / "model.safetensors", config, UNet(NET).state_dict())
+    return folder
+
+
+def fit(folder, origin, out, **settings):
+    return fit_transport(
+        folder / origin,
+        folder / out,
+        folder / "photos",
+        folder / "taesd_encoder.safetensors",
+        short_side=None,
+        **settings,
+    )
+
+
+@torch.inference_mode()
+def moments(folder, model):
+    """Of the lifts and of the latents they should be, by what `upscale` does from the low latent alone."""
+    vae = load_vae(folder / "taesd_encoder.safetensors", space="sd15")
+    lifted, truths = Moments(), Moments()
+    for i, path in enumerate(p for p in find_photos(folder / "photos") if p.stem != "2b"):
+        example = encode_example(load_photo(path, None, 16), 2, vae)
+        index = [i if i < 3 else 4]  # the damaged file keeps its place
+        lifted.add(load_model(folder / model).upscale(example["low"][None], steps=4, vae=vae, batch_index=index))
+        truths.add(example["high"][None])
+    return lifted, truths
+
+
+def test_lifts_get_the_statistics_of_the_truth(folder, caplog):
+    assert fit(folder, "model.safetensors", "whole.safetensors") == 4
+    assert "2b.png" in caplog.text
+    before, truths = moments(folder, "model.safetensors")
+    after, _ = moments(folder, "whole.safetensors")
+
+    def distance(a, b):
+        return ((a.mean - b.mean).norm() / b.mean.norm(), (a.covariance - b.covariance).norm() / b.covariance.norm())
+
+    for was, found in zip(distance(before, truths), distance(after, truths), strict=True):
+        assert found < 0.3 * was, (was, found)
+    config, weights = read_model_file(folder / "whole.safetensors")
+    assert config.transport == 5
+    assert config.trained_on == {"photos": 3, "transport": "strength 1, 4 photos in 4 Euler steps"}
+    _, plain = read_model_file(folder / "model.safetensors")
+    assert all(torch.equal(weights[k], v) for k, v in plain.items())
+
+
+def test_an_earlier_map_is_put_aside(folder):
+    fit(folder, "model.safetensors", "once.safetensors", strength=0.5, noise_step=60)
+    fit(folder, "once.safetensors", "twice.safetensors", strength=0.5)
+    once, twice = (read_model_file(folder / name) for name in ("once.safetensors", "twice.safetensors"))
+    assert once[0].flow.noise_step == 60
+    assert once[0] == twice[0]
+    assert all(torch.equal(v, twice[1][k]) for k, v in once[1].items())
+
+
+def test_the_command_and_a_folder_without_pictures(folder, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    arguments = ["transport", str(folder / "model.safetensors"), str(tmp_path / "out.safetensors")]
+    arguments += ["--vae", str(folder / "taesd_encoder.safetensors"), "--short-side", "128"]
+    assert main([*arguments, "--data", str(tmp_path)]) == 2
+    assert "none of the 1 photos could be used" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+    assert main([*arguments, "--data", str(folder / "photos"), "--limit", "3"]) == 0
+    assert "fitted on 3 photos" in capsys.readouterr().out
+    assert load_model(tmp_path / "out.safetensors").transport is not None
