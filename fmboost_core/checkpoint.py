@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .model import CFMModel
-from .transport import Transport
+from .transport import SIDE, Transport
 from .unet import UNet
 
 METADATA_KEY = "fmboost"
@@ -61,8 +61,8 @@ def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], or
     """Raise ValueError unless names and shapes are exactly those of what `config` describes."""
     expected = {k: tuple(v.shape) for k, v in UNet(config.net, device="meta").state_dict().items()}
     if config.transport:
-        channels, side = config.net.out_channels, config.transport
-        expected |= {"transport.weight": (channels, channels, side, side), "transport.bias": (channels,)}
+        maps, channels = 1 + bool(config.flow.back_projection), config.net.out_channels
+        expected |= {"transport.weight": (maps, channels, channels, SIDE, SIDE), "transport.bias": (maps, channels)}
     wrong = {
         "missing": sorted(set(expected) - set(shapes)),
         "unknown": sorted(set(shapes) - set(expected)),
@@ -89,11 +89,12 @@ def read_model_file(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise ValueError(f"{path} is not a safetensors file ({error}); {hint}") from error
 
 
-def take_transport(state: dict[str, Tensor]) -> Transport | None:
-    """The map that ends a lift, taken out of the weights of a file: what is left is the network's."""
+def take_transports(state: dict[str, Tensor]) -> list[Transport]:
+    """The maps that end a lift, taken out of the weights of a file: what is left is the network's."""
     if "transport.weight" not in state:
-        return None
-    return Transport(state.pop("transport.weight").float(), state.pop("transport.bias").float())
+        return []
+    weights, biases = state.pop("transport.weight").float(), state.pop("transport.bias").float()
+    return [Transport(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
 def load_model(
@@ -105,10 +106,10 @@ def load_model(
     FileNotFoundError or ValueError with one sentence that says what was found and what was expected.
     """
     config, state = read_model_file(resolve(path_or_name))
-    transport = take_transport(state)
+    transports = take_transports(state)
     net = UNet(config.net, dtype=dtype, device=device)
     net.load_state_dict(state)
-    return CFMModel(config, net.eval().requires_grad_(False), transport=transport)
+    return CFMModel(config, net.eval().requires_grad_(False), transports=transports)
 
 
 def save_model(

@@ -111,7 +111,7 @@ class ModelConfig:
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     license: str = ""
     sha256: str = ""  # of the training configuration
-    transport: int = 0  # not in the paper: side of the linear map that ends a lift (`transport.py`), 0 without
+    transport: bool = False  # not in the paper: a linear map ends a lift (`transport.py`)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -119,8 +119,6 @@ class ModelConfig:
         space = latent_space(self.latent_space)
         if self.flow.picture_context and space.pixels % self.flow.scale:
             raise ValueError(f"a picture context does not fold at scale {self.flow.scale}: expected 2, 4 or 8")
-        if self.transport < 0 or (self.transport and self.transport % 2 == 0):
-            raise ValueError(f"transport is {self.transport}: expected 0 or the odd side of a convolution")
         channels = space.channels
         expected = channels + self.flow.context_channels(space)
         if (self.net.in_channels, self.net.out_channels) != (expected, channels):
@@ -145,7 +143,7 @@ class ModelConfig:
                 f"the model file has format version {found!r}, this version of FMBoost reads {FORMAT_VERSION}: "
                 "update FMBoost or convert the model again"
             )
-        values = {"transport": 0, **values}  # which the first files do not mention
+        values = {"transport": False, **values}  # which the first files do not mention
         values["net"] = _strict(NetConfig, values.get("net"), "net")
         values["flow"] = _strict(FlowConfig, values.get("flow"), "flow")
         return _strict(cls, values, "model")

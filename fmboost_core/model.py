@@ -23,7 +23,8 @@ class CFMModel:
     """Lifts scaled latents (B, C, h, w) to (B, C, scale*h, scale*w).
 
     `net` may live anywhere and in any floating type: inputs are cast to `device` and `dtype` (by default those of
-    its weights), what it returns is cast back to float32. `transport` is the last step of a lift.
+    its weights), what it returns is cast back to float32. `transports` are the last step of a lift: none, or one for
+    lifts without back projection and, where the model has it, one for those with it.
     """
 
     def __init__(
@@ -33,10 +34,10 @@ class CFMModel:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        transport: Transport | None = None,
+        transports: Sequence[Transport] = (),
     ) -> None:
         weight = next(net.parameters())
-        self.config, self.net, self.transport = config, net, transport
+        self.config, self.net, self.transports = config, net, transports
         self.device = torch.device(device) if device is not None else weight.device
         self.dtype = dtype or weight.dtype
 
@@ -169,7 +170,9 @@ class CFMModel:
         high = self.integrate(x0, context, steps=steps, solver=solver, callback=callback, tile=tile)
         if rounds and vae is not None and picture is not None:
             high = back_project(high, picture, self.scale, vae, rounds)
-        return high if self.transport is None else self.transport(high)
+        if self.transports:
+            high = self.transports[min(rounds, len(self.transports) - 1)](high)
+        return high
 
     def start(
         self,

@@ -2,8 +2,9 @@
 
 A small network's results have too little contrast in some directions of the latent and too much in others. The map that
 takes their Gaussian to that of the truth at the least cost is known in closed form (optimal transport; for restoration
-in an autoencoder's latents: Adrai et al. 2023, arXiv 2306.02342). It is fitted to a trained model in a minute, and is a
-convolution of a few hundred numbers.
+in an autoencoder's latents: Adrai et al. 2023, arXiv 2306.02342). It is fitted to a trained model in minutes, and is a
+convolution of a few hundred numbers. Back projection changes the statistics, so a model that has it has two maps: for
+lifts with it and without.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TINY = 1e-5  # variance below which a direction counts as empty; latents have ab
 class Transport(NamedTuple):
     """A convolution of latents (B, C, H, W): what patch-wise transport, averaged where patches overlap, comes to."""
 
-    weight: Tensor  # (C, C, side, side)
+    weight: Tensor  # (C, C, SIDE, SIDE)
     bias: Tensor  # (C,)
 
     def __call__(self, latents: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load_model, read_model_file, resolve, save_model, take_transport
+from ..checkpoint import load_model, read_model_file, resolve, save_model, take_transports
 from ..flow import join_context
 from ..photos import find_photos, load_photo
-from ..transport import SIDE, Moments, optimal_transport
+from ..transport import Moments, optimal_transport
+from ..upsample import back_project
 from ..vae import load_vae
 from .data import encode_example
 
@@ -38,21 +39,21 @@ def fit_transport(
 ) -> int:
     """Write the model `origin` with its transport to `out`; returns how many photos it was fitted on.
 
-    `limit` photos, evenly spread over the folder, are lifted in `steps` of Euler, with the model's back projection, and
-    what comes out is compared with their own latents. A transport that `origin` has is put aside first. `noise_step`
-    becomes that of the new file. Photos that cannot be read are named in the log and skipped. Raises ValueError where
-    none can.
+    `limit` photos, evenly spread over the folder, are lifted in `steps` of Euler, with the model's back projection and
+    without, and what comes out is compared with their own latents. Maps that `origin` has are put aside first.
+    `noise_step` becomes that of the new file. Photos that cannot be read are named in the log and skipped. Raises
+    ValueError where none can.
     """
     config, state = read_model_file(resolve(origin))
-    take_transport(state)
+    take_transports(state)
     model = load_model(origin, device=device)
-    model.transport = None
+    model.transports = ()
     flow = config.flow if noise_step is None else replace(config.flow, noise_step=noise_step)
     opened = load_vae(vae, space=model.space.name, device=device, dtype=vae_dtype)
     opened.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # up to twice as fast on a CPU
     found = find_photos(photos)
     count = min(limit or len(found), len(found))
-    results, truths, used = Moments(), Moments(), 0
+    results, truths, used = [Moments() for _ in range(1 + bool(flow.back_projection))], Moments(), 0
     for i in range(count):
         progress(i, count)
         photo = found[int((i + 0.5) * len(found) / count)]
@@ -65,25 +66,19 @@ def fit_transport(
         context = None  # made of the low latent, where it is not what is at hand
         if flow.upsampling == "psu":
             context = join_context(example["psu"], example["picture"]) if flow.picture_context else example["psu"]
-        lifted = model.upscale(
-            example["low"],
-            steps=steps,
-            seed=seed,
-            noise_step=flow.noise_step,
-            batch_index=[i],
-            vae=opened,
-            context=context,
-        )
-        results.add(lifted)
+        settings = {"steps": steps, "seed": seed, "noise_step": flow.noise_step, "batch_index": [i], "context": context}
+        lifted = model.upscale(example["low"], **settings, back_projection=0)
+        results[0].add(lifted)
+        if flow.back_projection:
+            results[1].add(back_project(lifted, example["picture"], model.scale, opened, flow.back_projection))
         truths.add(example["high"])
         used += 1
     progress(count, count)
     if not used:
         raise ValueError(f"none of the {count} photos could be used")
-    transport = optimal_transport(results, truths, strength)
+    maps = [optimal_transport(moments, truths, strength) for moments in results]
     note = f"strength {strength:g}, {used} photos in {steps} Euler steps"
-    trained_on = {**config.trained_on, "transport": note}
-    config = replace(config, flow=flow, trained_on=trained_on, transport=SIDE)
-    weights = {**state, "transport.weight": transport.weight, "transport.bias": transport.bias}
-    save_model(out, config, weights)
+    config = replace(config, flow=flow, trained_on={**config.trained_on, "transport": note}, transport=True)
+    weight, bias = (torch.stack(part) for part in zip(*maps, strict=True))
+    save_model(out, config, {**state, "transport.weight": weight, "transport.bias": bias})
     return used

@@ -39,9 +39,9 @@ class DecodedLoss(NamedTuple):
                 truth = self.vae.decode(self._window(x1))
             loss = loss + self.weight * (shown - truth).square().mean()
         if self.colour_weight:
-            blocks = [side // COLOUR_BLOCK for side in x1.shape[2:]]
-            small = self._window(F.adaptive_avg_pool2d(picture, blocks), COLOUR_BLOCK)
-            colours = F.adaptive_avg_pool2d(shown, small.shape[2:])
+            block = COLOUR_BLOCK * picture.shape[3] // x1.shape[3]
+            small = self._window(F.avg_pool2d(picture, block), COLOUR_BLOCK)
+            colours = F.avg_pool2d(shown, shown.shape[3] // small.shape[3])
             loss = loss + self.colour_weight * (colours - small).square().mean()
         return loss
 

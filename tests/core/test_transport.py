@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fmboost_core import CFMModel, FlowConfig, ModelConfig, load_model, save_model
 from fmboost_core.transport import Moments, Transport, optimal_transport
@@ -87,42 +88,58 @@ def test_a_batch_counts_as_its_images():
     torch.testing.assert_close(together.mean, apart.mean)
 
 
-@pytest.fixture
-def doubling(tiny_net):
-    """A fresh network stands still; what follows doubles."""
-    torch.manual_seed(0)
+def times(factor, shift=0.0):
     weight = torch.zeros(4, 4, 5, 5)
-    weight[range(4), range(4), 2, 2] = 2
-    config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="nearest"), transport=5)
-    return config, UNet(tiny_net), Transport(weight, torch.arange(4.0))
+    weight[range(4), range(4), 2, 2] = factor
+    return Transport(weight, torch.full((4,), shift))
 
 
-def test_it_ends_a_lift_and_travels_in_the_file(doubling, tmp_path):
-    config, net, transport = doubling
-    low = torch.randn(1, 4, 6, 5)
+class Pooling:
+    """Three channels are the picture, a pixel each."""
+
+    coarse = False
+
+    def encode(self, images):
+        return F.pad(images, (0, 0, 0, 0, 0, 1))
+
+    def decode(self, latents):
+        return latents[:, :3]
+
+
+def test_it_ends_a_lift_and_travels_in_the_file(tiny_net, tmp_path):
+    config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="nearest"), transport=True)
+    low, net = torch.randn(1, 4, 6, 5), UNet(tiny_net)  # a fresh network stands still
     enlarged = upsample(low, 2, "nearest")
-    expected = 2 * enlarged + torch.arange(4.0).view(1, 4, 1, 1)
-    model = CFMModel(config, net, transport=transport)
-    torch.testing.assert_close(model.upscale(low, steps=2), expected)
+    double = times(2.0, 0.5)
+    model = CFMModel(config, net, transports=[double])
+    torch.testing.assert_close(model.upscale(low, steps=2), 2 * enlarged + 0.5)
     torch.testing.assert_close(model.integrate(enlarged, enlarged, steps=2), enlarged)  # no part of the flow
     path = tmp_path / "model.safetensors"
-    state = {**net.state_dict(), "transport.weight": transport.weight, "transport.bias": transport.bias}
+    state = {**net.state_dict(), "transport.weight": double.weight[None], "transport.bias": double.bias[None]}
     save_model(path, config, state)
-    torch.testing.assert_close(load_model(path).upscale(low, steps=2), expected)
+    torch.testing.assert_close(load_model(path).upscale(low, steps=2), 2 * enlarged + 0.5)
     with pytest.raises(ValueError, match=r"2 unknown \(transport"):
-        save_model(path, replace(config, transport=0), state)
+        save_model(path, replace(config, transport=False), state)
     with pytest.raises(ValueError, match=r"2 missing \(transport"):
         save_model(path, config, net.state_dict())
 
 
+def test_a_lift_with_back_projection_has_a_map_of_its_own(tiny_net):
+    flow = FlowConfig(upsampling="psu", back_projection=1)
+    plain = CFMModel(ModelConfig(net=tiny_net, flow=flow), UNet(tiny_net))
+    model = CFMModel(
+        ModelConfig(net=tiny_net, flow=flow, transport=True), plain.net, transports=[times(2.0), times(3.0)]
+    )
+    low, vae = torch.rand(1, 4, 8, 8), Pooling()
+    for rounds, factor in ((0, 2), (1, 3), (2, 3), (None, 3)):
+        expected = factor * plain.upscale(low, steps=1, vae=vae, back_projection=rounds)
+        torch.testing.assert_close(model.upscale(low, steps=1, vae=vae, back_projection=rounds), expected)
+    vae.coarse = True  # no back projection then
+    torch.testing.assert_close(model.upscale(low, steps=1, vae=vae), 2 * plain.upscale(low, steps=1, vae=vae))
+
+
 def test_settings_of_before_have_none(tiny_net):
     config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="nearest"))
-    text = config.to_json().replace(', "transport": 0', "")
+    text = config.to_json().replace(', "transport": false', "")
     assert "transport" not in text
     assert ModelConfig.from_json(text) == config
-
-
-@pytest.mark.parametrize("side", [-1, 4])
-def test_an_impossible_side_is_refused(tiny_net, side):
-    with pytest.raises(ValueError, match=f"transport is {side}: expected 0 or the odd side"):
-        ModelConfig(net=tiny_net, transport=side)
