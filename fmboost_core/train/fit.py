@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import load_model, read_model_file, resolve, save_model, take_transports
-from ..flow import join_context
 from ..photos import find_photos, load_photo
 from ..transport import Moments, optimal_transport
 from ..upsample import back_project
 from ..vae import load_vae
 from .data import encode_example
+from .objectives import context_of
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,13 @@ def fit_transport(
             log.warning("skipped %s: %s", photo, error)
             continue
         example = {name: tensor[None] for name, tensor in encode_example(image, model.scale, opened).items()}
-        context = None  # made of the low latent, where it is not what is at hand
-        if flow.upsampling == "psu":
-            context = join_context(example["psu"], example["picture"]) if flow.picture_context else example["psu"]
-        settings = {"steps": steps, "seed": seed, "noise_step": flow.noise_step, "batch_index": [i], "context": context}
+        settings = {
+            "steps": steps,
+            "seed": seed,
+            "noise_step": flow.noise_step,
+            "batch_index": [i],
+            "context": context_of(flow, example),
+        }
         lifted = model.upscale(example["low"], **settings, back_projection=0)
         results[0].add(lifted)
         if flow.back_projection:

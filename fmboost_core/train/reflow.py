@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..checkpoint import load_model, resolve
 from ..config import FlowConfig
-from ..flow import join_context
 from ..model import CFMModel
 from ..noise import draw_noise
 from ..upsample import VAE
+from .objectives import context_of
 from .settings import DataSettings
 
 
@@ -55,8 +55,7 @@ class Reflow:
     @torch.inference_mode()
     def __call__(self, example: dict[str, Tensor], vae: VAE, seed: int) -> dict[str, Tensor]:
         """`example` of `data.encode_example` with the model's result as ``high``, and its ``noise`` (C, h, w)."""
-        psu, picture = example["psu"][None].float(), example["picture"][None]
-        context = join_context(psu, picture) if self.model.config.flow.picture_context else psu
-        low = example["low"][None]
-        high = self.model.upscale(low, steps=self.steps, seed=seed, vae=vae, context=context, back_projection=0)
+        one = {name: tensor[None].float() for name, tensor in example.items()}
+        context = context_of(self.model.config.flow, one)
+        high = self.model.upscale(one["low"], steps=self.steps, seed=seed, vae=vae, context=context, back_projection=0)
         return {**example, "high": high[0], "noise": draw_noise(high.shape, seed)[0]}

@@ -11,9 +11,10 @@ from PIL import Image
 
 from fmboost_core.checkpoint import save_model
 from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
-from fmboost_core.evaluate import Perceptual, evaluate, evaluate_files, gain_kept
+from fmboost_core.evaluate import PATCHES, Perceptual, evaluate, evaluate_files, gain_kept
 from fmboost_core.figures import Picture, picture_grid, plots
 from fmboost_core.latent_spaces import LATENT_SPACES
+from fmboost_core.metrics import laplacian_patches, patch_distances
 from fmboost_core.model import CFMModel
 from fmboost_core.photos import load_photo
 from fmboost_core.rows import BASELINES, CEILING, SMALL, Row, table, write_csv
@@ -261,3 +262,15 @@ def test_mistakes_are_one_sentence(photos, change, message):
     with pytest.raises(ValueError, match=message) as error:
         evaluate(given.pop("models"), given.pop("photos"), given.pop("vae"), **given)
     assert "\n" not in str(error.value)
+
+
+def test_distances_are_of_enough_patches_that_chance_does_not_rule_them():
+    """Two draws of windows from the same images are apart by chance alone, as one over the root of their number."""
+    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+
+    def by_chance(patches):
+        draws = [laplacian_patches(images, levels=1, patches=patches, seed=seed) for seed in (0, 1)]
+        return patch_distances(*draws, projections=64).mean
+
+    assert by_chance(128) / by_chance(128 * 16) == pytest.approx(4, rel=0.3)
+    assert by_chance(PATCHES) < 0.03  # a good model is 0.02 to 0.04 from the truth
