@@ -139,8 +139,8 @@ class CFMModel:
         """The method of paper Fig. 3: low scaled latents (B, C, h, w) -> (B, C, scale*h, scale*w), float32.
 
         Upsample `low`, keep that as the context, noise it into x0, integrate; then back projection and the model's
-        `transport`, where it has them. `noise_step` None is the step in the
-        model's settings; more noise gives more texture. `vae` is needed by models that start from pixel-space
+        transport, where it has them. `noise_step` None is the step in the model's settings; more noise gives more
+        texture. `vae` is needed by models that start from pixel-space
         upsampling. Image b draws its noise from (seed, batch_index[b]). `x0`, a latent of the target
         size, takes the place of the upsampled one as the source, and is noised only where `noise_step` asks for it.
         `context`, where it is at hand (`flow.make_context`), saves making it again. `back_projection` None is the

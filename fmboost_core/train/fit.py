@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load_model, read_model_file, resolve, save_model, take_transports
+from ..checkpoint import load_model, save_model
 from ..photos import find_photos, load_photo
 from ..transport import Moments, optimal_transport
 from ..upsample import back_project
@@ -44,10 +44,8 @@ def fit_transport(
     `noise_step` becomes that of the new file. Photos that cannot be read are named in the log and skipped. Raises
     ValueError where none can.
     """
-    config, state = read_model_file(resolve(origin))
-    take_transports(state)
     model = load_model(origin, device=device)
-    model.transports = ()
+    model.transports, config = (), model.config
     flow = config.flow if noise_step is None else replace(config.flow, noise_step=noise_step)
     opened = load_vae(vae, space=model.space.name, device=device, dtype=vae_dtype)
     opened.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # up to twice as fast on a CPU
@@ -83,5 +81,5 @@ def fit_transport(
     note = f"strength {strength:g}, {used} photos in {steps} Euler steps"
     config = replace(config, flow=flow, trained_on={**config.trained_on, "transport": note}, transport=True)
     weight, bias = (torch.stack(part) for part in zip(*maps, strict=True))
-    save_model(out, config, {**state, "transport.weight": weight, "transport.bias": bias})
+    save_model(out, config, {**model.net.state_dict(), "transport.weight": weight, "transport.bias": bias})
     return used

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import FlowConfig, ModelConfig, NetConfig
 from ..latent_spaces import latent_space
+from .objectives import COLOUR_BLOCK
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,7 +74,8 @@ class TrainSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        if (self.decoded_weight or self.colour_weight) and (self.decoded_window % 2 or self.decoded_window > self.crop):
+        fits = self.decoded_window % COLOUR_BLOCK == 0 and self.decoded_window <= self.crop
+        if (self.decoded_weight or self.colour_weight) and not fits:
             raise ValueError(
                 f"decoded_window is {self.decoded_window}: expected an even number of latent pixels, at most the crop, "
                 f"{self.crop}"

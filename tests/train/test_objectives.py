@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fmboost_core.config import FlowConfig
 from fmboost_core.noise import alpha_bar
 from fmboost_core.train.objectives import DecodedLoss, objective_loss, spread_times
+from fmboost_core.train.settings import TrainSettings
 
 
 @pytest.fixture
@@ -100,3 +101,10 @@ def test_logit_normal_times_have_the_quantiles_of_their_name():
     expected = torch.sigmoid(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
     torch.testing.assert_close(spread_times(uniform, "logit_normal"), expected, atol=1e-3, rtol=0)
     assert spread_times(uniform, "uniform") is uniform
+
+
+@pytest.mark.parametrize("window", [7, 34])
+def test_a_window_that_does_not_fit_is_refused(window):
+    with pytest.raises(ValueError, match=f"decoded_window is {window}: expected an even number"):
+        TrainSettings(steps=1, crop=32, colour_weight=1.0, decoded_window=window)
+    TrainSettings(steps=1, crop=32, decoded_window=window)  # of no use, and no harm, without a loss on it
