@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
+from .latent_spaces import latent_space
 from .model import CFMModel
-from .transport import SIDE, Transport
+from .transport import PATCH, SIDE, Convolution
 from .unet import UNet
 
 METADATA_KEY = "fmboost"
@@ -63,6 +65,13 @@ def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], or
     if config.transport:
         maps, channels = 1 + bool(config.flow.back_projection), config.net.out_channels
         expected |= {"transport.weight": (maps, channels, channels, SIDE, SIDE), "transport.bias": (maps, channels)}
+    if config.corrections:
+        channels, rounds = config.net.out_channels, config.flow.back_projection
+        folded = 3 * (latent_space(config.latent_space).pixels // config.flow.scale) ** 2
+        expected |= {
+            "correction.weight": (rounds, channels, folded, PATCH, PATCH),
+            "correction.bias": (rounds, channels),
+        }
     wrong = {
         "missing": sorted(set(expected) - set(shapes)),
         "unknown": sorted(set(shapes) - set(expected)),
@@ -89,12 +98,23 @@ def read_model_file(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise ValueError(f"{path} is not a safetensors file ({error}); {hint}") from error
 
 
-def take_transports(state: dict[str, Tensor]) -> list[Transport]:
-    """The maps that end a lift, taken out of the weights of a file: what is left is the network's."""
-    if "transport.weight" not in state:
-        return []
-    weights, biases = state.pop("transport.weight").float(), state.pop("transport.bias").float()
-    return [Transport(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+class Maps(TypedDict):
+    """What `CFMModel` takes under these names."""
+
+    transports: list[Convolution]
+    corrections: list[Convolution]
+
+
+def take_maps(state: dict[str, Tensor]) -> Maps:
+    """The linear maps that end a lift, taken out of the weights of a file: what is left is the network's."""
+
+    def take(name: str) -> list[Convolution]:
+        if f"{name}.weight" not in state:
+            return []
+        weights, biases = state.pop(f"{name}.weight").float(), state.pop(f"{name}.bias").float()
+        return [Convolution(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+    return {"transports": take("transport"), "corrections": take("correction")}
 
 
 def load_model(
@@ -106,10 +126,10 @@ def load_model(
     FileNotFoundError or ValueError with one sentence that says what was found and what was expected.
     """
     config, state = read_model_file(resolve(path_or_name))
-    transports = take_transports(state)
+    maps = take_maps(state)
     net = UNet(config.net, dtype=dtype, device=device)
     net.load_state_dict(state)
-    return CFMModel(config, net.eval().requires_grad_(False), transports=transports)
+    return CFMModel(config, net.eval().requires_grad_(False), **maps)
 
 
 def save_model(

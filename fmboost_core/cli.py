@@ -306,7 +306,7 @@ def _pack(args: argparse.Namespace) -> None:
 
 def _add_transport(commands: Commands) -> None:
     command = commands.add_parser(
-        "transport", help="fit a linear map to a trained model that gives its results the statistics of photos"
+        "transport", help="fit the linear maps that end a lift: its back projection, and the statistics of photos"
     )
     command.add_argument("model", metavar="MODEL", help="a model file or a shipped model")
     command.add_argument("out", metavar="OUT.safetensors")
@@ -315,6 +315,12 @@ def _add_transport(commands: Commands) -> None:
     command.add_argument("--strength", type=float, default=1.0, help="0 changes nothing (default: %(default)s)")
     command.add_argument("--steps", type=int, default=4, help="of Euler (default: %(default)s)")
     command.add_argument("--noise-step", type=int, help="for the new file, 0 to 999 (default: the model's)")
+    command.add_argument(
+        "--corrections",
+        type=int,
+        default=0,
+        help="rounds of back projection to fit, in the encoder's place (default: 0)",
+    )
     command.add_argument("--limit", type=int, default=60, help="photos, evenly spread (default: %(default)s)")
     command.add_argument("--short-side", type=int, default=512, help="photos are brought to it, px (default: 512)")
     command.add_argument("--seed", type=int, default=0)
@@ -335,7 +341,7 @@ def _transport(args: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        names = ("strength", "steps", "noise_step", "limit", "short_side", "seed", "device")
+        names = ("strength", "steps", "noise_step", "corrections", "limit", "short_side", "seed", "device")
         used = fit_transport(
             args.model,
             args.out,

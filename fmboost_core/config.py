@@ -112,6 +112,7 @@ class ModelConfig:
     license: str = ""
     sha256: str = ""  # of the training configuration
     transport: bool = False  # not in the paper: a linear map ends a lift (`transport.py`)
+    corrections: bool = False  # not in the paper: linear maps are the rounds of back projection
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -119,6 +120,8 @@ class ModelConfig:
         space = latent_space(self.latent_space)
         if self.flow.picture_context and space.pixels % self.flow.scale:
             raise ValueError(f"a picture context does not fold at scale {self.flow.scale}: expected 2, 4 or 8")
+        if self.corrections and (not self.flow.back_projection or space.pixels % self.flow.scale):
+            raise ValueError("corrections are rounds of back projection at scale 2, 4 or 8: this model has none")
         channels = space.channels
         expected = channels + self.flow.context_channels(space)
         if (self.net.in_channels, self.net.out_channels) != (expected, channels):
@@ -143,7 +146,7 @@ class ModelConfig:
                 f"the model file has format version {found!r}, this version of FMBoost reads {FORMAT_VERSION}: "
                 "update FMBoost or convert the model again"
             )
-        values = {"transport": False, **values}  # which the first files do not mention
+        values = {"transport": False, "corrections": False, **values}  # which the first files do not mention
         values["net"] = _strict(NetConfig, values.get("net"), "net")
         values["flow"] = _strict(FlowConfig, values.get("flow"), "flow")
         return _strict(cls, values, "model")

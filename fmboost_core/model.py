@@ -15,7 +15,7 @@ from .flow import make_context, source
 from .latent_spaces import LatentSpace, latent_space
 from .noise import augment, draw_noise
 from .solver import Callback, integrate
-from .transport import Transport
+from .transport import Convolution
 from .upsample import VAE, back_project
 
 
@@ -24,7 +24,8 @@ class CFMModel:
 
     `net` may live anywhere and in any floating type: inputs are cast to `device` and `dtype` (by default those of
     its weights), what it returns is cast back to float32. `transports` are the last step of a lift: none, or one for
-    lifts without back projection and, where the model has it, one for those with it.
+    lifts without back projection and, where the model has it, one for those with it; `corrections` the rounds of its
+    back projection, where they are fitted (`transport.py`).
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class CFMModel:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        transports: Sequence[Transport] = (),
+        transports: Sequence[Convolution] = (),
+        corrections: Sequence[Convolution] = (),
     ) -> None:
         weight = next(net.parameters())
-        self.config, self.net, self.transports = config, net, transports
+        self.config, self.net = config, net
+        self.transports, self.corrections = transports, corrections
         self.device = torch.device(device) if device is not None else weight.device
         self.dtype = dtype or weight.dtype
 
@@ -169,7 +172,7 @@ class CFMModel:
             raise ValueError(f"{rounds} rounds of back projection need the vae: pass it as vae=, or back_projection=0")
         high = self.integrate(x0, context, steps=steps, solver=solver, callback=callback, tile=tile)
         if rounds and vae is not None and picture is not None:
-            high = back_project(high, picture, self.scale, vae, rounds)
+            high = back_project(high, picture, self.scale, vae, rounds, self.corrections)
         if self.transports:
             high = self.transports[min(rounds, len(self.transports) - 1)](high)
         return high

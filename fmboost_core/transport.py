@@ -1,10 +1,16 @@
-"""The last step of a lift: a linear map that gives its latents the statistics of the photos'. Not in the paper.
+"""Linear maps that end a lift, fitted to a trained model on photos. Not in the paper.
+
+Corrections are the rounds of back projection (`upsample.back_project`): what the reduced picture lacks is given to the
+latents by a convolution, where without one it passes the autoencoder's encoder twice. Least squares against the photos'
+latents (`Regression`): only what the low picture shows can be corrected, so detail finer than that stays.
+
+The transport gives the latents the statistics of the photos'.
 
 A small network's results have too little contrast in some directions of the latent and too much in others. The map that
 takes their Gaussian to that of the truth at the least cost is known in closed form (optimal transport; for restoration
 in an autoencoder's latents: Adrai et al. 2023, arXiv 2306.02342). It is fitted to a trained model in minutes, and is a
-convolution of a few hundred numbers. Back projection changes the statistics, so a model that has it has two maps: for
-lifts with it and without.
+convolution of a few hundred numbers. Back projection changes the statistics, so a model that has it has two transports:
+for lifts with it and without.
 """
 
 from __future__ import annotations
@@ -15,21 +21,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PATCH = 3  # latent pixels on a side
+PATCH = 3  # latent pixels on a side, of transports and of corrections
 SIDE = 2 * PATCH - 1
-"""Of the convolution: a pixel's patches reach so far."""
+"""Of a transport's convolution: a pixel's patches reach so far."""
 TINY = 1e-5  # variance below which a direction counts as empty; latents have about 1
+RIDGE = 1e-4  # of the mean square of the inputs
 
 
-class Transport(NamedTuple):
-    """A convolution of latents (B, C, H, W): what patch-wise transport, averaged where patches overlap, comes to."""
+class Convolution(NamedTuple):
+    """A linear map of images (B, inputs, H, W) to (B, outputs, H, W), their borders repeated."""
 
-    weight: Tensor  # (C, C, SIDE, SIDE)
-    bias: Tensor  # (C,)
+    weight: Tensor  # (outputs, inputs, side, side)
+    bias: Tensor  # (outputs,)
 
-    def __call__(self, latents: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         around = (self.weight.shape[-1] // 2,) * 4
-        return F.conv2d(F.pad(latents, around, mode="replicate"), self.weight.to(latents), self.bias.to(latents))
+        return F.conv2d(F.pad(images, around, mode="replicate"), self.weight.to(images), self.bias.to(images))
+
+
+class Regression:
+    """The convolution of PATCH x PATCH that takes images (B, inputs, H, W) closest to targets (B, outputs, H, W), by
+    least squares in float64 over all that was added, the weights held small by `RIDGE`."""
+
+    def __init__(self) -> None:
+        self.inputs = 0
+        self.square = self.shared = torch.zeros((), dtype=torch.float64)
+
+    def add(self, images: Tensor, targets: Tensor) -> None:
+        self.inputs = images.shape[1]
+        padded = F.pad(images.double(), (PATCH // 2,) * 4, mode="replicate")
+        patches = F.unfold(padded, PATCH).movedim(1, 0).flatten(1).cpu()
+        patches = torch.cat([patches, torch.ones_like(patches[:1])])  # of the bias
+        wanted = targets.double().movedim(1, 0).flatten(1).cpu()
+        self.square = self.square + patches @ patches.T
+        self.shared = self.shared + patches @ wanted.T
+
+    def solve(self) -> Convolution:
+        small = torch.full((len(self.square),), RIDGE * self.square.diagonal()[:-1].mean().item(), dtype=torch.float64)
+        small[-1] = 0
+        found = torch.linalg.solve(self.square + torch.diag(small), self.shared).T
+        return Convolution(found[:, :-1].reshape(-1, self.inputs, PATCH, PATCH).float(), found[:, -1].float())
 
 
 class Moments:
@@ -55,8 +86,10 @@ class Moments:
         return self.square / self.count - torch.outer(mean, mean)
 
 
-def optimal_transport(results: Moments, truths: Moments, strength: float = 1.0) -> Transport:
+def optimal_transport(results: Moments, truths: Moments, strength: float = 1.0) -> Convolution:
     """From the moments of a model's results to those of the photos' latents; `strength` 0 stays, 1 goes all the way.
+
+    What patch-wise transport, averaged where patches overlap, comes to, (C, C, SIDE, SIDE).
 
     With covariances A and B of their patches the map is A^(-1/2) (A^(1/2) B A^(1/2))^(1/2) A^(-1/2) (Olkin and
     Pukelsheim 1982), and means go to means.
@@ -75,7 +108,7 @@ def optimal_transport(results: Moments, truths: Moments, strength: float = 1.0) 
     weight = identity + strength * (weight - identity)
     mean = results.mean
     moved = mean + strength * (truths.mean - mean)
-    return Transport(weight.float(), (moved - weight.sum(dim=(2, 3)) @ mean).float())
+    return Convolution(weight.float(), (moved - weight.sum(dim=(2, 3)) @ mean).float())
 
 
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:

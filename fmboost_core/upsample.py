@@ -8,6 +8,8 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transport import Convolution
+
 UPSAMPLINGS = ("nearest", "bilinear", "psu")
 
 
@@ -63,19 +65,33 @@ def reduce_to(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images, tuple(size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
-def back_project(high: Tensor, picture: Tensor, scale: int, vae: VAE, rounds: int = 1) -> Tensor:
+def back_project(
+    high: Tensor, picture: Tensor, scale: int, vae: VAE, rounds: int = 1, corrections: Sequence[Convolution] = ()
+) -> Tensor:
     """Move a lifted latent so that its decoded image, reduced by `scale`, agrees with the `picture` of the low latent.
 
-    Iterative back projection (Irani and Peleg 1991) across the autoencoder: what the reduced picture lacks is enlarged
-    and added in pixels, and the latent moves by the difference of the encodings with and without it. Detail finer
-    than the low picture stays as it is, because the latent itself never passes the autoencoder. `high` is scaled,
-    (B, C, H, W), `picture` (B, 3, p H / scale, p W / scale) in [0, 1] with p pixels a latent pixel.
+    Iterative back projection (Irani and Peleg 1991) across the autoencoder. With `corrections`, fitted to the model,
+    what the reduced picture lacks, its pixels below a latent pixel folded to channels, moves the latent by the round's
+    convolution, the last one's where there are more rounds. Without, it is enlarged and added in pixels, and the
+    latent moves by the difference of the encodings with and without it. Detail finer than the low picture stays as it
+    is, because the latent itself never passes the autoencoder. `high` is scaled, (B, C, H, W), `picture` (B, 3,
+    p H / scale, p W / scale) in [0, 1] with p pixels a latent pixel.
     """
-    for _ in range(rounds):
+    for n in range(rounds):
         image = vae.decode(high)
-        corrected = (image + resize_pixels(picture - reduce_pixels(image, scale), scale)).clamp(0, 1)
-        high = high + (vae.encode(corrected) - vae.encode(image)).to(high)
+        lacking = picture - reduce_pixels(image, scale)
+        if corrections:
+            correction = corrections[min(n, len(corrections) - 1)]
+            high = high + correction(fold_lacking(lacking, high)).to(high)
+        else:
+            corrected = (image + resize_pixels(lacking, scale)).clamp(0, 1)
+            high = high + (vae.encode(corrected) - vae.encode(image)).to(high)
     return high
+
+
+def fold_lacking(lacking: Tensor, high: Tensor) -> Tensor:
+    """(B, 3, H, W) at the size of the low picture -> (B, 3 f^2, h, w), its f x f pixels below each pixel of `high`."""
+    return F.pixel_unshuffle(lacking, lacking.shape[3] // high.shape[3])
 
 
 def resize_pixels(images: Tensor, scale: int) -> Tensor:

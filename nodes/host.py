@@ -26,8 +26,7 @@ from torch import Tensor
 import nodes as comfy_nodes
 
 from ..fmboost_core import LATENT_SPACES, CFMModel, LatentSpace, ModelConfig, load_vae, shipped_models
-from ..fmboost_core.checkpoint import read_model_file, shipped_vae, take_transports
-from ..fmboost_core.transport import Transport
+from ..fmboost_core.checkpoint import Maps, read_model_file, shipped_vae, take_maps
 from ..fmboost_core.unet import UNet
 from ..fmboost_core.upsample import VAE
 
@@ -85,16 +84,16 @@ class HostModel(CFMModel):
         config: ModelConfig,
         patcher: comfy.model_patcher.ModelPatcher,
         dtype: torch.dtype,
-        transports: Sequence[Transport] = (),
+        maps: Maps,
     ) -> None:
-        super().__init__(config, patcher.model, device=patcher.load_device, dtype=dtype, transports=transports)
-        self.name, self.patcher = name, patcher
+        super().__init__(config, patcher.model, device=patcher.load_device, dtype=dtype, **maps)
+        self.name, self.patcher, self.maps = name, patcher, maps
 
     def variant(self, *, dtype: torch.dtype | None = None, upsampling: str | None = None) -> HostModel:
         """The same weights run in another floating type, or from another upsampling than trained."""
         flow = dataclasses.replace(self.config.flow, upsampling=upsampling or self.config.flow.upsampling)
         config = dataclasses.replace(self.config, flow=flow)
-        return HostModel(self.name, config, self.patcher, dtype or self.dtype, self.transports)
+        return HostModel(self.name, config, self.patcher, dtype or self.dtype, self.maps)
 
     def integrate(self, x0: Tensor, context: Tensor, *, tile: int = 0, **settings: Any) -> Tensor:
         # Only now: upsampling through a VAE comes before and may have pushed these weights out.
@@ -133,7 +132,7 @@ def load_model(name: str) -> HostModel:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): get the file again") from error
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    transports = take_transports(state)
+    maps = take_maps(state)
     device = mm.get_torch_device()
     allowed = [torch.float16, torch.bfloat16, torch.float32]
     weights = mm.unet_dtype(
@@ -161,7 +160,7 @@ def load_model(name: str) -> HostModel:
     patcher = patcher_class(net, load_device=device, offload_device=mm.unet_offload_device())
     dynamic = getattr(patcher, "is_dynamic", lambda: False)()
     net.load_state_dict(state, strict=True, **({"assign": True} if dynamic else {}))
-    return HostModel(name, config, patcher, compute, transports)
+    return HostModel(name, config, patcher, compute, maps)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

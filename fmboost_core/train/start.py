@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoint import read_model_file, resolve, take_transports
+from ..checkpoint import read_model_file, resolve, take_maps
 from ..config import ModelConfig
 from ..unet import UNet
 
@@ -24,7 +24,7 @@ def start_from(net: UNet, wanted: ModelConfig, origin: str | Path) -> str:
     stay as they are in `net`: fresh. Raises ValueError that names the settings where the networks differ otherwise.
     """
     config, weights = read_model_file(resolve(origin))
-    take_transports(weights)  # fitted to that model's results, not to this one's
+    take_maps(weights)  # fitted to that model's results, not to this one's
     ours, theirs = asdict(wanted.net), asdict(config.net)
     other = [k for k in ours if k not in ENDS and ours[k] != theirs[k]]
     if other:

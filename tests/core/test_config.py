@@ -67,7 +67,7 @@ SETTINGS = [
     (section, f.name)
     for section, kind in (("net", NetConfig), ("flow", FlowConfig), (None, ModelConfig))
     for f in fields(kind)
-    if f.name != "transport"  # younger than the format
+    if f.name not in ("transport", "corrections")  # younger than the format
 ]
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from fmboost_core import CFMModel, FlowConfig, ModelConfig, load_model, save_model
-from fmboost_core.transport import Moments, Transport, optimal_transport
+from fmboost_core.transport import Convolution, Moments, Regression, optimal_transport
 from fmboost_core.unet import UNet
-from fmboost_core.upsample import upsample
+from fmboost_core.upsample import reduce_pixels, upsample
 
 RNG = np.random.default_rng(0)
 SIDES = ((12, 17), (9, 11), (20, 8))
@@ -91,7 +91,7 @@ def test_a_batch_counts_as_its_images():
 def times(factor, shift=0.0):
     weight = torch.zeros(4, 4, 5, 5)
     weight[range(4), range(4), 2, 2] = factor
-    return Transport(weight, torch.full((4,), shift))
+    return Convolution(weight, torch.full((4,), shift))
 
 
 class Pooling:
@@ -138,8 +138,66 @@ def test_a_lift_with_back_projection_has_a_map_of_its_own(tiny_net):
     torch.testing.assert_close(model.upscale(low, steps=1, vae=vae), 2 * plain.upscale(low, steps=1, vae=vae))
 
 
+def test_regression_finds_the_convolution_that_made_the_targets():
+    images = [torch.randn(2, 3, 14, 11), torch.randn(1, 3, 9, 20)]
+    made = Convolution(torch.randn(5, 3, 3, 3), torch.randn(5))
+    regression = Regression()
+    for image in images:
+        regression.add(image, made(image))
+    found = regression.solve()
+    torch.testing.assert_close(found.weight, made.weight, atol=2e-3, rtol=0)  # a little smaller, by the ridge
+    torch.testing.assert_close(found.bias, made.bias, atol=2e-3, rtol=0)
+
+
+def test_what_regression_leaves_has_nothing_to_do_with_what_it_saw():
+    images, targets = torch.randn(1, 2, 30, 40) + 0.5, torch.randn(1, 1, 30, 40) - 3
+    regression = Regression()
+    regression.add(images, targets)
+    left = (targets - regression.solve()(images))[0, 0].double().numpy()
+    padded = np.pad(images[0].numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (30, 40), (1, 2))
+    assert abs(left.mean()) < 1e-5
+    assert abs((windows * left).mean(axis=(-1, -2))).max() < 1e-3 * left.std()
+
+
+def test_corrections_travel_in_the_file(tiny_net, tmp_path):
+    """Three channels of the decoded latent are the picture, 8 px a latent pixel, so that a fresh network's lift is
+    the enlarged picture and one correction of 4 x 4 pixels' means is known in closed form."""
+
+    class Blocks:
+        coarse = False
+
+        def encode(self, images):
+            return F.pad(F.avg_pool2d(images, 8), (0, 0, 0, 0, 0, 1))
+
+        def decode(self, latents):
+            return F.interpolate(latents[:, :3].clamp(0, 1), scale_factor=8)
+
+    config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="psu", back_projection=1), corrections=True)
+    weight = torch.zeros(1, 4, 48, 3, 3)
+    for channel in range(3):
+        weight[0, channel, 16 * channel : 16 * channel + 16, 1, 1] = 1 / 16
+    net, bias = UNet(tiny_net), torch.tensor([[0.0, 0.0, 0.0, 0.25]])
+    path = tmp_path / "model.safetensors"
+    save_model(path, config, {**net.state_dict(), "correction.weight": weight, "correction.bias": bias})
+    model, vae, low = load_model(path), Blocks(), torch.rand(1, 4, 8, 8)
+    plain = model.upscale(low, steps=1, vae=vae, back_projection=0)
+    lacking = F.avg_pool2d(vae.decode(low) - reduce_pixels(vae.decode(plain), 2), 4)
+    expected = plain + F.pad(lacking, (0, 0, 0, 0, 0, 1), value=0.25)
+    torch.testing.assert_close(model.upscale(low, steps=1, vae=vae), expected)
+    three = expected
+    for _ in range(2):  # rounds beyond those fitted are as the last
+        lacking = F.avg_pool2d(vae.decode(low) - reduce_pixels(vae.decode(three), 2), 4)
+        three = three + F.pad(lacking, (0, 0, 0, 0, 0, 1), value=0.25)
+    torch.testing.assert_close(model.upscale(low, steps=1, vae=vae, back_projection=3), three)
+    with pytest.raises(ValueError, match=r"2 missing \(correction"):
+        save_model(path, config, net.state_dict())
+    with pytest.raises(ValueError, match="corrections are rounds of back projection"):
+        ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="psu"), corrections=True)
+
+
 def test_settings_of_before_have_none(tiny_net):
     config = ModelConfig(net=tiny_net, flow=FlowConfig(upsampling="nearest"))
-    text = config.to_json().replace(', "transport": false', "")
-    assert "transport" not in text
+    text = config.to_json().replace(', "transport": false', "").replace('"corrections": false, ', "")
+    assert not any(name in text for name in ("transport", "corrections"))
     assert ModelConfig.from_json(text) == config
