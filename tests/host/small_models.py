@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,10 +42,24 @@ def write(path: Path, config: ModelConfig, *, gain: float = 0.0, first: float = 
     save_model(path, config, net.state_dict(), dtype=torch.float32)
 
 
+def write_maps(path: Path) -> None:
+    """The identity flow, one fitted round of back projection and a transport for lifts with it and without."""
+    settings = replace(config(upsampling="psu", back_projection=1), transport=True, corrections=True)
+    rng = torch.Generator().manual_seed(0)
+    maps = {
+        "transport.weight": 0.05 * torch.randn(2, 4, 4, 5, 5, generator=rng),
+        "transport.bias": torch.randn(2, 4, generator=rng),
+        "correction.weight": 0.1 * torch.randn(1, 4, 48, 3, 3, generator=rng),
+        "correction.bias": torch.randn(1, 4, generator=rng),
+    }
+    save_model(path, settings, {**UNet(settings.net).state_dict(), **maps}, dtype=torch.float32)
+
+
 def write_all(folder: Path) -> None:
     write(folder / "identity.safetensors", config())
     write(folder / "identity-x4.safetensors", config(scale=4))
     write(folder / "identity-psu.safetensors", config(upsampling="psu"))
+    write_maps(folder / "identity-maps.safetensors")
     write(folder / "identity-noise.safetensors", config(noise_step=400))
     write(folder / "random.safetensors", config(noise_step=200), gain=0.05)
     write(folder / "random-sdxl.safetensors", config("sdxl", noise_step=200), gain=0.05)

@@ -80,6 +80,17 @@ def test_rounds_of_back_projection_reach_the_library(server, tmp_path, model):
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
+def test_fitted_maps_end_a_lift_of_the_host(server, tmp_path):
+    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
+    low = vae.encode(torch.rand(1, 3, 64, 80, generator=torch.Generator().manual_seed(1)))
+    library = fmboost_core.load_model(server.models / "identity-maps.safetensors")
+    off, one, two = (library.upscale(low, steps=2, vae=vae, back_projection=n) for n in (0, 1, 2))
+    assert min((a - b).abs().max() for a, b in ((off, one), (one, two))) > 0.05
+    for rounds, expected in ((-1, one), (0, off), (2, two)):
+        found = lift(server, tmp_path, low / 0.18215, "identity-maps.safetensors", back_projection=rounds)["samples"]
+        torch.testing.assert_close(found * 0.18215, expected, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize("space", SCALING)
 def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path, space):
     name = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
