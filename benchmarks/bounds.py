@@ -150,7 +150,6 @@ def main() -> None:
     for name in args.models:
         model = load_model(name)
         vae = load_vae(args.vae, space=model.space.name, dtype=getattr(torch, args.vae_dtype))
-        vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         report(name, *measure(model, paths, vae, args.short_side, args.steps), args.energy)
 
 

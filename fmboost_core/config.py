@@ -71,6 +71,7 @@ class FlowConfig:
     scale: int = 2
     picture_context: bool = False  # not in the paper: the decoded low latent, folded to channels, joins the context
     back_projection: int = 0  # not in the paper: rounds of agreement with the low picture after the flow
+    posterior_mean: bool = False  # not in the paper: a flow without context, from the network's own mean of x1
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -90,6 +91,8 @@ class FlowConfig:
             raise ValueError(
                 f"back_projection needs upsampling psu, with its autoencoder: upsampling is {self.upsampling}"
             )
+        if self.posterior_mean and self.path != "coupling":
+            raise ValueError(f"posterior_mean is a start of the coupling path: path is {self.path!r}")
         if self.picture_context and self.upsampling != "psu":
             raise ValueError(
                 f"picture_context needs upsampling psu, which decodes the picture: upsampling is {self.upsampling}"
@@ -148,7 +151,9 @@ class ModelConfig:
             )
         values = {"transport": False, "corrections": False, **values}  # which the first files do not mention
         values["net"] = _strict(NetConfig, values.get("net"), "net")
-        values["flow"] = _strict(FlowConfig, values.get("flow"), "flow")
+        flow = values.get("flow")
+        flow = {"posterior_mean": False, **flow} if isinstance(flow, dict) else flow
+        values["flow"] = _strict(FlowConfig, flow, "flow")
         return _strict(cls, values, "model")
 
 

@@ -237,7 +237,6 @@ def evaluate_files(
         loaded[key] = load_model(name, device=device)
     first = next(iter(loaded.values()), None)
     opened = load_vae(vae, space=first.space.name if first else space, device=device, dtype=vae_dtype)
-    opened.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # up to twice as fast on a CPU
     result = evaluate(
         loaded,
         find_photos(data)[:limit],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .latent_spaces import LatentSpace, latent_space
-from .vae import TinyVAE
+from .vae import TinyVAE, ready
 
 
 class _Encoder(nn.Module):
@@ -60,4 +60,4 @@ def load_kl_vae(
     vae = TinyVAE(found)
     vae.encoder, vae.decoder = nn.Sequential(_Encoder(kl, found)), nn.Sequential(_Decoder(kl, found))
     vae.tile = 128  # latent pixels: attention and norms see the whole of a 1024 px picture
-    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return ready(vae, device, dtype)

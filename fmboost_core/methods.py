@@ -80,7 +80,7 @@ def make_methods(
                 batch_index=[index],
                 tile=tile,
             )
-            return x1, calls
+            return x1, calls + model.config.flow.posterior_mean  # the mean is one more
 
         return Method(Row(name, solver, n), lift)
 

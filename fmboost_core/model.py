@@ -167,6 +167,7 @@ class CFMModel:
             x0=x0,
             context=context,
             picture=picture,
+            tile=tile,
         )
         if rounds and vae is None:
             raise ValueError(f"{rounds} rounds of back projection need the vae: pass it as vae=, or back_projection=0")
@@ -188,10 +189,13 @@ class CFMModel:
         x0: Tensor | None = None,
         context: Tensor | None = None,
         picture: Tensor | None = None,
+        tile: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """x0 (B, C, scale*h, scale*w) and the context of the flow that lifts `low`; settings as in `upscale`.
 
-        `picture` is the decoded low latent, where it is at hand.
+        `picture` is the decoded low latent, where it is at hand. With `flow.posterior_mean` (Ohayon et al. 2024, arXiv
+        2410.00418) the upsampled latent becomes the network's mean of x1, by one Euler step from it, and the flow sees
+        zeros for its context: it moves the mean to where latents of photos lie, and no farther.
         """
         self.check_latents(low)
         flow, channels = self.config.flow, self.space.channels
@@ -200,6 +204,10 @@ class CFMModel:
         self._check_context(context, (low.shape[0], self.scale * low.shape[2], self.scale * low.shape[3]))
         upsampled = context[:, :channels]
         noise = draw_noise(upsampled.shape, seed, batch_index).to(context)
+        if flow.posterior_mean:
+            if x0 is None:
+                upsampled = self.integrate(upsampled, context, steps=1, tile=tile)
+            context = torch.zeros_like(context)
         if x0 is None:
             return source(flow, upsampled, noise, noise_step), context
         if x0.shape != upsampled.shape:

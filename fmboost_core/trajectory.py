@@ -40,7 +40,7 @@ def trajectory(
     With `frames` - 1 a divisor of `steps` every frame is a state the solver was in, else some are interpolated. The
     path ends where the flow does: back projection comes after it.
     """
-    x0, context = model.start(low, seed=seed, noise_step=noise_step, vae=vae, batch_index=batch_index)
+    x0, context = model.start(low, seed=seed, noise_step=noise_step, vae=vae, batch_index=batch_index, tile=tile)
 
     def velocity(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return model.velocity(x, t, context, tile=tile)

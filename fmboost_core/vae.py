@@ -152,7 +152,13 @@ def load_vae(
         vae.decoder.load_state_dict(decoder)
     except RuntimeError as error:
         raise ValueError(f"{path} is not a TAESD autoencoder: {' '.join(str(error).split())[:300]}") from error
-    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return ready(vae, device, dtype)
+
+
+def ready(vae: TinyVAE, device: torch.device | str, dtype: torch.dtype) -> TinyVAE:
+    """Frozen, on its device; with channels last, which is up to twice as fast on a CPU."""
+    vae.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return vae.eval().requires_grad_(False)
 
 
 _ENDS = {"encoder": ("0.weight", "14.weight"), "decoder": ("1.weight", "19.weight")}

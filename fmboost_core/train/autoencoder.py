@@ -50,7 +50,6 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     teacher = load_vae(settings.teacher, space=settings.latent_space, dtype=torch.bfloat16)
-    teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     torch.manual_seed(settings.seed)
     student = TinyVAE(teacher.space, width=settings.width)
     student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -151,9 +151,9 @@ class LatentCrops(IterableDataset[dict[str, Tensor]]):
     run resumes exactly where it was, and several processes see together what one would.
 
     Yields ``high``, ``psu`` and ``noise`` (C, crop, crop), ``low`` (C, crop/scale, crop/scale), the decoded ``picture``
-    of the latter (3, pixels, pixels) in [0, 1], and ``t`` (), float32. A reflow's examples bring their noise, which is
-    cropped with them. Times are uniform on [0, 1], evenly spread over successive examples. Process `rank` of `world`
-    takes every `world`-th example from `start` on.
+    of the latter (3, pixels, pixels) in [0, 1], and ``level`` and ``t`` (), uniform on [0, 1], all float32. A reflow's
+    examples bring their noise, which is cropped with them. Times are evenly spread over successive examples. Process
+    `rank` of `world` takes every `world`-th example from `start` on.
     """
 
     def __init__(
@@ -202,6 +202,7 @@ class LatentCrops(IterableDataset[dict[str, Tensor]]):
             "psu": crop(latents["psu"], y * self.scale, x * self.scale, self.crop),
             "picture": crop(latents["picture"], y * fold, x * fold, size * fold) / 255,
             "noise": noise,
+            "level": torch.tensor(rng.random(), dtype=torch.float32),
             "t": torch.tensor((n * GOLDEN + self.phase) % 1, dtype=torch.float32),
         }
 

@@ -52,7 +52,6 @@ def fit_transport(
     flow = config.flow if noise_step is None else replace(config.flow, noise_step=noise_step)
     flow = replace(flow, back_projection=corrections) if corrections else flow
     opened = load_vae(vae, space=model.space.name, device=device, dtype=vae_dtype)
-    opened.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # up to twice as fast on a CPU
     found = find_photos(photos)
     count = min(limit or len(found), len(found))
     examples, lifted = [], []

@@ -128,7 +128,13 @@ class _Run:
             batch = {k: v.to(self.accelerator.device) for k, v in next(batches).items()}
             with self.accelerator.autocast():
                 loss = objective_loss(
-                    hp.objective, self.net, self.settings.flow, batch, hp.t_sampling, self._decoded_loss()
+                    hp.objective,
+                    self.net,
+                    self.settings.flow,
+                    batch,
+                    hp.t_sampling,
+                    self._decoded_loss(),
+                    hp.noise_from,
                 )
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.net.parameters(), hp.grad_clip)
@@ -202,12 +208,18 @@ class _Run:
 
     def _decoded_loss(self) -> DecodedLoss | None:
         hp = self.settings.train
-        if hp.decoded_weight == hp.colour_weight == 0:
+        if not hp.decodes:
             return None
         free = (hp.crop - hp.decoded_window) // COLOUR_BLOCK
         top, left = COLOUR_BLOCK * np.random.default_rng((hp.seed, self.step)).integers(free + 1, size=2)
         return DecodedLoss(
-            self._load_vae(), hp.decoded_weight, hp.decoded_window, int(top), int(left), hp.colour_weight
+            self._load_vae(),
+            hp.decoded_weight,
+            hp.decoded_window,
+            int(top),
+            int(left),
+            hp.colour_weight,
+            hp.mean_decoded_weight,
         )
 
     def _held_out(self) -> list[Any]:
@@ -225,12 +237,11 @@ class _Run:
             data = self.settings.data
             if not data.vae:
                 raise ValueError(
-                    "a loss on decoded pictures needs an autoencoder: set data.vae, or train.decoded_weight and "
-                    "train.colour_weight to 0"
+                    "a loss on decoded pictures needs an autoencoder: set data.vae, or train.decoded_weight, "
+                    "train.mean_decoded_weight and train.colour_weight to 0"
                 )
             dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
             self.vae = load_vae(data.vae, space=data.latent_space, device=self.accelerator.device, dtype=dtype)
-            self.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self.vae
 
     def _plain_net(self) -> UNet:

@@ -22,6 +22,7 @@ class DecodedLoss(NamedTuple):
     `weight` times its mean squared error against the same window of x1 joins the loss, and `colour_weight` times that
     of its mean colours against the low `picture`, in blocks of 2 latent pixels: a decoder reads colour from detail,
     too, so that latents with the right low frequencies may still have the wrong colour. Detail within a block is free.
+    `mean_weight` is the weight of the images that teach the mean of x1 (`mean`, a mask).
     """
 
     vae: VAE
@@ -30,14 +31,18 @@ class DecodedLoss(NamedTuple):
     top: int
     left: int
     colour_weight: float = 0.0
+    mean_weight: float = 0.0
 
-    def __call__(self, estimate: Tensor, x1: Tensor, picture: Tensor) -> Tensor:
+    def __call__(self, estimate: Tensor, x1: Tensor, picture: Tensor, mean: Tensor | None = None) -> Tensor:
         shown = self.vae.decode(self._window(estimate))
         loss = shown.new_zeros(())
-        if self.weight:
+        weight = torch.full(shown.shape[:1], self.weight, device=shown.device)
+        if mean is not None:
+            weight = weight.where(~mean, self.mean_weight)
+        if weight.any():
             with torch.no_grad():
                 truth = self.vae.decode(self._window(x1))
-            loss = loss + self.weight * (shown - truth).square().mean()
+            loss = loss + (weight * (shown - truth).square().mean(dim=(1, 2, 3))).mean()
         if self.colour_weight:
             block = COLOUR_BLOCK * picture.shape[3] // x1.shape[3]
             small = self._window(F.avg_pool2d(picture, block), COLOUR_BLOCK)
@@ -64,11 +69,14 @@ def objective_loss(
     batch: dict[str, Tensor],
     t_sampling: str = "uniform",
     decoded: DecodedLoss | None = None,
+    noise_from: int = -1,
 ) -> Tensor:
     """Loss of a batch of `LatentCrops`.
 
     ``cfm`` and ``fm``: flow matching on the path of `flow`, coupling or Gaussian (Eq. 9, 13). ``regression``: the mean
     of x1 given the low latent, which is the same network at t = 0 from a clean start, solved by one Euler step.
+    With `flow.posterior_mean` one network learns that of a share of the examples, and of the others the flow from the
+    mean it has, without context.
     ``sr3``: the noise in a noised x1 (Saharia et al. 2022), by the schedule of paper Tab. 8.
     """
     context, x1 = context_of(flow, batch), batch["high"]
@@ -76,18 +84,41 @@ def objective_loss(
         steps, noise = diffusion_steps(spread_times(batch["t"], t_sampling)), batch["noise"]
         x_t = diffusion_schedule().add_noise(x1, noise, steps)
         return velocity_loss(net(x_t, steps / DIFFUSION_STEPS, context), noise)
-    upsampled = context[:, : x1.shape[1]]
+    upsampled, mean = context[:, : x1.shape[1]], None
     if name == "regression":
         t, x_t, velocity = torch.zeros_like(batch["t"]), upsampled, x1 - upsampled
+    elif flow.posterior_mean:
+        with torch.no_grad():
+            start = upsampled + net(upsampled, torch.zeros_like(batch["t"]), context).float()
+        mean = batch["t"] < MEAN_SHARE  # these examples teach it, as a regression's do
+        t = spread_times(((batch["t"] - MEAN_SHARE) / (1 - MEAN_SHARE)).clamp(min=0), t_sampling).where(~mean, 0)
+        x0 = upsampled.where(_each(mean), _noised(flow, start, batch, noise_from))
+        (x_t, velocity), context = sample_path(flow, x0, x1, t, batch["noise"]), context * _each(mean)
     else:
         t = spread_times(batch["t"], t_sampling)
-        x0 = source(flow, upsampled, batch["noise"])
-        x_t, velocity = sample_path(flow, x0, x1, t, batch["noise"])
+        x_t, velocity = sample_path(flow, _noised(flow, upsampled, batch, noise_from), x1, t, batch["noise"])
     predicted = net(x_t, t, context).float()
     loss = velocity_loss(predicted, velocity)
     if decoded is not None:
-        loss = loss + decoded(x_t + (1 - t.view(-1, 1, 1, 1)) * predicted, x1, batch["picture"])
+        loss = loss + decoded(x_t + (1 - _each(t)) * predicted, x1, batch["picture"], mean)
     return loss
+
+
+MEAN_SHARE = 0.25
+"""Of the examples of a flow from the mean of x1: so many teach that mean."""
+
+
+def _noised(flow: FlowConfig, start: Tensor, batch: dict[str, Tensor], noise_from: int) -> Tensor:
+    """x0 of `start`, noised to the step of `flow`; with `noise_from` from 0 on each to one between the two."""
+    if noise_from < 0:
+        return source(flow, start, batch["noise"])
+    steps = (noise_from + batch["level"] * (flow.noise_step + 1 - noise_from)).long().tolist()
+    return torch.stack([source(flow, *one) for one in zip(start, batch["noise"], steps, strict=True)])
+
+
+def _each(values: Tensor) -> Tensor:
+    """(B,) numbers of images, to go with (B, C, h, w)."""
+    return values.view(-1, 1, 1, 1)
 
 
 DIFFUSION_STEPS = 1000

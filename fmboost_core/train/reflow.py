@@ -49,6 +49,8 @@ class Reflow:
         found = replace(self.model.config.flow, back_projection=flow.back_projection)
         if found != flow:
             raise ValueError(f"reflow of {origin}, whose flow is {found}: expected that of [flow], {flow}")
+        if flow.posterior_mean:
+            raise ValueError(f"reflow of {origin}, which starts from its own mean: a new network's would be another")
         if flow.upsampling != "psu":
             raise ValueError(f"reflow of upsampling {flow.upsampling}: expected psu, which is what is cached")
 

@@ -56,7 +56,9 @@ class TrainSettings:
     t_sampling: str = "uniform"
     decoded_weight: float = 0.0  # of the decoded error beside the velocity's; 0 as in the paper
     colour_weight: float = 0.0  # of the error of the decoded mean colours; 0 as in the paper
-    decoded_window: int = 8  # latent pixels, for both
+    mean_decoded_weight: float = 0.0  # of that of the mean, with flow.posterior_mean
+    decoded_window: int = 8  # latent pixels, for all three
+    noise_from: int = -1  # each x0 noised to a step from this to flow.noise_step, so that either can be chosen later
     precision: str = "bf16"  # or "no"
     seed: int = 0
     log_every: int = 50
@@ -75,11 +77,16 @@ class TrainSettings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         fits = self.decoded_window % COLOUR_BLOCK == 0 and self.decoded_window <= self.crop
-        if (self.decoded_weight or self.colour_weight) and not fits:
+        if self.decodes and not fits:
             raise ValueError(
                 f"decoded_window is {self.decoded_window}: expected an even number of latent pixels, at most the crop, "
                 f"{self.crop}"
             )
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a part of the loss is of decoded pictures."""
+        return bool(self.decoded_weight or self.colour_weight or self.mean_decoded_weight)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,15 @@ class RunSettings:
         objective, path = self.train.objective, OBJECTIVES[self.train.objective]
         if self.flow.path != path:
             raise ValueError(f"objective {objective} goes with flow.path {path!r}: it is {self.flow.path!r}")
-        if objective == "sr3" and (self.data.validation or self.train.decoded_weight or self.train.colour_weight):
+        if self.flow.posterior_mean and objective != "cfm":
+            raise ValueError(f"flow.posterior_mean is a start for objective cfm: it is {objective!r}")
+        if self.train.mean_decoded_weight and not self.flow.posterior_mean:
+            raise ValueError("mean_decoded_weight is for flow.posterior_mean, which is off: leave it out")
+        if not -1 <= self.train.noise_from <= self.flow.noise_step:
+            raise ValueError(
+                f"noise_from is {self.train.noise_from}: expected 0 to flow.noise_step, {self.flow.noise_step}, or -1"
+            )
+        if objective == "sr3" and (self.data.validation or self.train.decodes):
             raise ValueError("validation and the decoded loss follow a flow, which sr3 has not: leave both out")
 
     @property

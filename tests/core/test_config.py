@@ -39,6 +39,7 @@ def random_config(seed):
             upsampling=rng.choice(["nearest", "bilinear", "psu"]),
             noise_step=0 if path == "gaussian" else rng.randint(0, 999),
             scale=rng.randint(1, 8),
+            posterior_mean=path == "coupling" and rng.random() < 0.5,
         ),
         latent_space=space.name,
         trained_on={"steps": rng.randint(1, 10**6), "data": 'Zürich "photos" \n'},
@@ -67,7 +68,7 @@ SETTINGS = [
     (section, f.name)
     for section, kind in (("net", NetConfig), ("flow", FlowConfig), (None, ModelConfig))
     for f in fields(kind)
-    if f.name not in ("transport", "corrections")  # younger than the format
+    if f.name not in ("transport", "corrections", "posterior_mean")  # younger than the format
 ]
 
 
@@ -150,6 +151,12 @@ def test_impossible_values_are_refused_by_name(section, name, value):
     said = {"in_channels": "input", "out_channels": "output", "latent_space": "latent.space"}.get(name, name)
     with pytest.raises(ValueError, match=said):
         ModelConfig.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("path", ["gaussian", "diffusion"])
+def test_a_start_from_the_mean_is_one_of_the_coupling_path(path):
+    with pytest.raises(ValueError, match=f"posterior_mean is a start of the coupling path: path is '{path}'"):
+        FlowConfig(path=path, posterior_mean=True)
 
 
 def test_a_gaussian_start_has_no_noise_step():

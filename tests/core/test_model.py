@@ -50,6 +50,17 @@ class Clock(nn.Module):
         return self.one * t.view(-1, 1, 1, 1).expand_as(x)
 
 
+class Toward(nn.Module):
+    """dx/dt = 3 context - x: from a clean start the mean is 3 times that, and without context x(1) = x0 / e."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, t, context):
+        return self.one * (3 * context - x)
+
+
 def around(net, **flow):
     return CFMModel(ModelConfig(flow=FlowConfig(**flow)), net)
 
@@ -153,6 +164,21 @@ def test_a_gaussian_start_is_noise_conditioned_on_the_latent():
     torch.testing.assert_close(high, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="starts from pure noise"):
         around(Pull(), path="gaussian").upscale(low, noise_step=100)
+
+
+def test_a_flow_from_the_mean_starts_there_and_sees_no_context():
+    low, own = randn(1, 4, 6, 4), randn(1, 4, 12, 8, seed=9)
+    model = around(Toward(), noise_step=200, posterior_mean=True)
+    up = low.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    x0 = 0.950957 * 3 * up + 0.309325 * draw_noise((1, 4, 12, 8), 5)
+    start, context = model.start(low, seed=5)
+    torch.testing.assert_close(start, x0, rtol=0, atol=1e-5)
+    assert context.shape == up.shape and not context.any()
+    for tile in (0, 8):
+        high = model.upscale(low, steps=20, solver="rk4", seed=5, tile=tile)
+        torch.testing.assert_close(high, x0 / math.e, rtol=0, atol=1e-5)
+    high = model.upscale(low, x0=own, steps=20, solver="rk4")
+    torch.testing.assert_close(high, own / math.e, rtol=0, atol=1e-5)
 
 
 def test_a_source_of_ones_own_replaces_the_upsampled_latent():

@@ -62,6 +62,7 @@ def write_all(folder: Path) -> None:
     write_maps(folder / "identity-maps.safetensors")
     write(folder / "identity-noise.safetensors", config(noise_step=400))
     write(folder / "random.safetensors", config(noise_step=200), gain=0.05)
+    write(folder / "random-mean.safetensors", config(noise_step=60, posterior_mean=True), gain=0.05)
     write(folder / "random-sdxl.safetensors", config("sdxl", noise_step=200), gain=0.05)
     write(folder / "random-sd3.safetensors", config("sd3", noise_step=200), gain=0.05)
     write(folder / "random-flux.safetensors", config("flux", noise_step=200), gain=0.05)

@@ -103,6 +103,16 @@ def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path,
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(low.std()))
 
 
+def test_a_flow_from_the_mean_is_that_of_the_library(server, tmp_path):
+    low = latents(1, 9, 12)
+    found = lift(server, tmp_path, low, "random-mean.safetensors", steps=2, seed=7)["samples"]
+    model = fmboost_core.load_model(server.models / "random-mean.safetensors")
+    start, context = model.start(low * 0.18215, seed=7)
+    expected = model.integrate(start, context, steps=2) / 0.18215
+    assert (start - model.start(low * 0.18215, seed=7, x0=nearest(low) * 0.18215, noise_step=60)[0]).std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low.std()))
+
+
 @pytest.mark.parametrize("settings", [{"solver": "rk4"}, {"solver": "dopri5"}, {"tile_size": 16}, {"noise_step": 0}])
 def test_settings_reach_the_library(server, tmp_path, settings):
     low, rename = latents(1, 24, 20), {"tile_size": "tile"}

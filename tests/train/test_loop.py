@@ -168,6 +168,9 @@ def test_a_wider_context_begins_unheard(workplace, uninterrupted):
         (["--set", "train.crop=512"], "use a smaller crop"),
         (["--set", "train.steps"], "expected SECTION.NAME=VALUE"),
         (["--resume"], "nothing to resume"),
+        (["--set", "train.noise_from=300"], "noise_from is 300: expected 0 to flow.noise_step, 200, or -1"),
+        (["--set", "train.mean_decoded_weight=1"], "mean_decoded_weight is for flow.posterior_mean"),
+        (["--set", "train.objective=regression", "--set", "flow.posterior_mean=true"], "a start for objective cfm"),
     ],
 )
 def test_bad_settings_are_a_sentence(workplace, capsys, args, sentence):
@@ -199,6 +202,14 @@ def test_a_regression_net_says_so_and_starts_clean(workplace):
     config = load_model(workplace / "mean" / "tiny.safetensors").config
     assert config.trained_on["objective"] == "regression"
     assert config.flow.noise_step == 0  # whatever [flow] says: it never saw a noised start
+
+
+def test_a_flow_from_the_mean_is_trained_and_lifts(workplace):
+    sets = ["flow.posterior_mean=true", "train.noise_from=20", "train.mean_decoded_weight=40", "train.steps=3"]
+    assert fmboost(workplace, "from-mean", *[word for s in sets for word in ("--set", s)]) == 0
+    model = load_model(workplace / "from-mean" / "tiny.safetensors")
+    assert model.config.flow.posterior_mean
+    assert all(np.isfinite(losses(workplace / "from-mean")))
 
 
 def test_learning_rate_rises_stays_and_falls():

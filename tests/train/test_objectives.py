@@ -63,6 +63,49 @@ def test_regression_asks_for_the_whole_way_from_a_clean_start(batch):
     )
 
 
+def test_a_flow_from_the_mean_learns_both_on_the_examples_their_times_give_them(batch):
+    """Of v = 2 context - x + 1: the mean from a clean start is 2 psu + 1, and without context v is 1 - x."""
+    flow = FlowConfig(upsampling="psu", noise_step=100, posterior_mean=True)
+    batch["t"] = torch.tensor([0.1, 0.4, 0.9])
+    calls = []
+
+    def net(x, t, context):
+        calls.append(t)
+        return 2 * context - x + 1
+
+    loss = objective_loss("cfm", net, flow, batch)
+    assert not calls[0].any() and calls[1].tolist() == pytest.approx([0, 0.2, 0.65 / 0.75])
+    errors = [2 * batch["psu"][0] + 1 - batch["high"][0]]
+    for b, t in ((1, 0.2), (2, 0.65 / 0.75)):
+        x0 = alpha_bar(100) ** 0.5 * (2 * batch["psu"][b] + 1) + (1 - alpha_bar(100)) ** 0.5 * batch["noise"][b]
+        errors.append(1 - ((1 - t) * x0 + t * batch["high"][b]) - (batch["high"][b] - x0))
+    torch.testing.assert_close(loss, torch.stack(errors).square().mean())
+
+
+def test_the_mean_has_a_decoded_weight_of_its_own(batch):
+    class Third:
+        def decode(self, latents):
+            return latents[:, :3] / 3
+
+    flow = FlowConfig(upsampling="psu", posterior_mean=True)
+    batch["t"], batch["picture"] = torch.tensor([0.1, 0.4, 0.9]), torch.rand(3, 3, 64, 64)
+    decoded = DecodedLoss(Third(), weight=3.0, window=16, top=0, left=0, mean_weight=40.0)
+    extra = objective_loss("cfm", still, flow, batch, decoded=decoded) - objective_loss("cfm", still, flow, batch)
+    errors = (batch["psu"] - batch["high"])[:, :3].square().mean(dim=(1, 2, 3)) / 9  # at t = 0
+    expected = (40 * errors[0] + 3 * (0.8**2 * errors[1] + (0.1 / 0.75) ** 2 * errors[2])) / 3
+    torch.testing.assert_close(extra, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_noise_is_drawn_between_two_steps(batch):
+    batch["level"] = torch.tensor([0.0, 0.5, 0.9999])
+    loss = objective_loss("cfm", still, FlowConfig(upsampling="psu", noise_step=120), batch, noise_from=20)
+    expected = []
+    for b, step in enumerate((20, 70, 120)):
+        x0 = alpha_bar(step) ** 0.5 * batch["psu"][b] + (1 - alpha_bar(step)) ** 0.5 * batch["noise"][b]
+        expected.append((batch["high"][b] - x0).square().mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
 def test_the_decoded_loss_is_the_window_s_error_in_pixels(batch):
     class Half:
         def decode(self, latents):

@@ -126,3 +126,10 @@ def test_noise_is_drawn_anew_for_every_photo(cached):
 def test_another_start_is_refused(teacher, flow, sentence):
     with pytest.raises(ValueError, match=sentence):
         Reflow(teacher, STEPS, flow, "cpu")
+
+
+def test_a_flow_from_the_mean_is_refused(teacher, tmp_path):
+    model, flow = load_model(teacher), replace(FLOW, posterior_mean=True)
+    save_model(tmp_path / "mean.safetensors", replace(model.config, flow=flow), model.net.state_dict())
+    with pytest.raises(ValueError, match="which starts from its own mean"):
+        Reflow(tmp_path / "mean.safetensors", STEPS, flow, "cpu")
