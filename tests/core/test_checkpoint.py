@@ -72,6 +72,7 @@ def test_the_file_is_plain_safetensors_with_json_settings(written):
         "noise_step": 200,
         "path": "coupling",
         "picture_context": False,
+        "posterior_mean": False,
         "scale": 2,
         "sigma_min": 0.0,
         "upsampling": "nearest",
