@@ -147,9 +147,10 @@ def main() -> None:
     parser.add_argument("--energy", type=float, default=0.85)
     args = parser.parse_args()
     paths = find_photos(args.data)[: args.limit]
-    for name in args.models:
-        model = load_model(name)
-        vae = load_vae(args.vae, space=model.space.name, dtype=getattr(torch, args.vae_dtype))
+    models = {name: load_model(name) for name in args.models}
+    space = models[args.models[0]].space.name
+    vae = load_vae(args.vae, space=space, dtype=getattr(torch, args.vae_dtype))
+    for name, model in models.items():
         report(name, *measure(model, paths, vae, args.short_side, args.steps), args.energy)
 
 

@@ -149,16 +149,19 @@ class ModelConfig:
                 f"the model file has format version {found!r}, this version of FMBoost reads {FORMAT_VERSION}: "
                 "update FMBoost or convert the model again"
             )
-        values = {"transport": False, "corrections": False, **values}  # which the first files do not mention
         values["net"] = _strict(NetConfig, values.get("net"), "net")
-        flow = values.get("flow")
-        flow = {"posterior_mean": False, **flow} if isinstance(flow, dict) else flow
-        values["flow"] = _strict(FlowConfig, flow, "flow")
+        values["flow"] = _strict(FlowConfig, values.get("flow"), "flow")
         return _strict(cls, values, "model")
+
+
+_YOUNGER = {"model": {"transport": False, "corrections": False}, "flow": {"posterior_mean": False}}
+"""Settings that the first files do not mention, with what they mean there."""
 
 
 def _strict(kind: type[Any], values: Any, where: str) -> Any:
     names = {f.name for f in fields(kind)}
+    if isinstance(values, dict):
+        values = {**_YOUNGER.get(where, {}), **values}
     if not isinstance(values, dict) or set(values) != names:
         given = set(values) if isinstance(values, dict) else set()
         raise ValueError(

@@ -36,10 +36,8 @@ class DecodedLoss(NamedTuple):
     def __call__(self, estimate: Tensor, x1: Tensor, picture: Tensor, mean: Tensor | None = None) -> Tensor:
         shown = self.vae.decode(self._window(estimate))
         loss = shown.new_zeros(())
-        weight = torch.full(shown.shape[:1], self.weight, device=shown.device)
-        if mean is not None:
-            weight = weight.where(~mean, self.mean_weight)
-        if weight.any():
+        if self.weight or self.mean_weight:
+            weight = self.weight if mean is None else torch.where(mean, self.mean_weight, self.weight)
             with torch.no_grad():
                 truth = self.vae.decode(self._window(x1))
             loss = loss + (weight * (shown - truth).square().mean(dim=(1, 2, 3))).mean()
