@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_convert(commands)
     _add_train(commands)
     _add_pack(commands)
+    _add_average(commands)
     _add_transport(commands)
     _add_train_autoencoder(commands)
     args = parser.parse_args(argv)
@@ -302,6 +303,22 @@ def _pack(args: argparse.Namespace) -> None:
 
     count = pack(args.cache, args.out, None if args.limit_mib is None else int(args.limit_mib * 2**20))
     print(f"{args.out}: {count} examples, {Path(args.out).stat().st_size / 2**20:.1f} MiB")
+
+
+def _add_average(commands: Commands) -> None:
+    command = commands.add_parser("average", help="write the mean of two models' weights")
+    command.add_argument("model", metavar="MODEL", help="a model file or a shipped model; its settings are kept")
+    command.add_argument("other", metavar="OTHER", help="another training of the same model")
+    command.add_argument("out", metavar="OUT.safetensors")
+    command.add_argument("--share", type=float, default=0.5, help="of OTHER, 0 to 1 (default: %(default)s)")
+    command.set_defaults(run=_average)
+
+
+def _average(args: argparse.Namespace) -> None:
+    from .train.average import average
+
+    average(args.model, args.other, args.out, args.share)
+    print(f"wrote {args.out}: fit its last touch with 'fmboost transport'")
 
 
 def _add_transport(commands: Commands) -> None:
