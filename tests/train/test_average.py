@@ -59,10 +59,9 @@ def test_models_without_a_mean_are_refused(pair, tmp_path):
     for other, said in (("wider", "network"), ("nearest", "start")):
         with pytest.raises(ValueError, match=f"differ in their {said}"):
             average(pair[0], tmp_path / f"{other}.safetensors", out)
+    sdxl = ModelConfig(net=NET, flow=FLOW, latent_space="sdxl")
+    save_model(tmp_path / "sdxl.safetensors", sdxl, UNet(NET).state_dict())
     with pytest.raises(ValueError, match=r"latents, sd15 and sdxl"):
-        save_model(
-            tmp_path / "sdxl.safetensors", ModelConfig(net=NET, flow=FLOW, latent_space="sdxl"), UNet(NET).state_dict()
-        )
         average(pair[0], tmp_path / "sdxl.safetensors", out)
     with pytest.raises(ValueError, match=r"share is 1\.5"):
         average(*pair, out, 1.5)
