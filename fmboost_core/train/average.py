@@ -2,7 +2,7 @@
 
 Two trainings that went on from the same weights mostly still lie in one basin: between them the network has some of
 what each of them learned. Between a reflow, whose texture is right, and more steps towards the photos, whose colours
-are, this was better than either (see the cards of the models that ship).
+are, this came nearer to photos in ten steps than either (docs/experiments.md).
 """
 
 from __future__ import annotations
