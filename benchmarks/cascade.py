@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fmboost_core import load_model, load_vae, metrics
 from fmboost_core.cascade import cascade
 from fmboost_core.photos import centre_square, find_photos, load_photo
+from fmboost_core.solver import STEPS
 from fmboost_core.upsample import reduce_pixels, upsample
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--noise-steps", default="0,100,212,300,400", help="of the second lift (default: %(default)s)")
     parser.add_argument("--side", type=int, default=512, help="px of the result (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=8, help="photos, evenly spread (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
     model = load_model(args.model)
     vae = load_vae(args.vae, space=model.space.name)

@@ -8,7 +8,7 @@ from itertools import count, pairwise
 from torch import Tensor
 
 from .model import CFMModel
-from .solver import Callback
+from .solver import STEPS, Callback
 from .upsample import VAE
 
 
@@ -36,7 +36,7 @@ def cascade(
     models: Sequence[CFMModel],
     low: Tensor,
     *,
-    steps: int = 10,
+    steps: int = STEPS,
     solver: str = "euler",
     seed: int = 0,
     noise_steps: Sequence[int | None] | None = None,

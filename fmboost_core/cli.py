@@ -248,13 +248,13 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    from .solver import SOLVERS
+    from .solver import SOLVERS, STEPS
 
     command.add_argument(
         "--model", default=DEFAULT_MODEL, help="a model file or a shipped model (default: %(default)s)"
     )
     command.add_argument("--vae", type=Path, help="TAESD file or folder (default: the small autoencoder that ships)")
-    command.add_argument("--steps", type=int, default=10, help="solver intervals (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=STEPS, help="solver intervals (default: %(default)s)")
     command.add_argument("--solver", choices=list(SOLVERS), default="euler")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--device", default="cpu", help="such as cpu, cuda, mps (default: %(default)s)")
@@ -322,6 +322,8 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _add_transport(commands: Commands) -> None:
+    from .solver import STEPS
+
     command = commands.add_parser(
         "transport", help="fit the linear maps that end a lift: its back projection, and the statistics of photos"
     )
@@ -330,7 +332,7 @@ def _add_transport(commands: Commands) -> None:
     command.add_argument("--data", required=True, help="folder of photos")
     command.add_argument("--vae", required=True, help="TAESD file or folder")
     command.add_argument("--strength", type=float, default=1.0, help="0 changes nothing (default: %(default)s)")
-    command.add_argument("--steps", type=int, default=4, help="of Euler (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=STEPS, help="of Euler (default: %(default)s)")
     command.add_argument("--noise-step", type=int, help="for the new file, 0 to 999 (default: the model's)")
     command.add_argument(
         "--corrections",

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import metrics
 from .model import CFMModel
 from .photos import save_photo
+from .solver import STEPS
 from .train.data import compact, from_bytes
 from .train.objectives import context_of
 from .upsample import VAE, resize_pixels, upsample
@@ -48,7 +49,7 @@ def run_demo(
     vae: VAE,
     out: Path,
     *,
-    steps: int = 10,
+    steps: int = STEPS,
     solver: str = "euler",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
@@ -65,7 +66,6 @@ def run_demo(
             f"the model lifts {model.space.name} latents x{model.scale} and the demo's are {SPACE} x{SCALE}: choose "
             "such a model, or look at this one with 'fmboost upscale' or 'fmboost evaluate'"
         )
-    out.mkdir(parents=True, exist_ok=True)
     latents: dict[str, list[Tensor]] = {}
     images: dict[str, list[Tensor]] = {}
     rows: list[Tensor] = []
@@ -112,6 +112,7 @@ def run_demo(
         "picture": "columns: the small latent decoded, nearest, CFM, truth",
         "methods": {n: _judge(torch.cat(latents[n]), high, torch.cat(images[n]), truth, small) for n in latents},
     }
+    out.mkdir(parents=True, exist_ok=True)
     save_photo(torch.cat(rows, dim=2), out / "demo.png")
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report

@@ -14,7 +14,7 @@ from .config import ModelConfig
 from .flow import make_context, source
 from .latent_spaces import LatentSpace, latent_space
 from .noise import augment, draw_noise
-from .solver import Callback, integrate
+from .solver import STEPS, Callback, integrate
 from .transport import Convolution
 from .upsample import VAE, back_project
 
@@ -106,7 +106,7 @@ class CFMModel:
         x0: Tensor,
         context: Tensor,
         *,
-        steps: int = 10,
+        steps: int = STEPS,
         solver: str = "euler",
         callback: Callback | None = None,
         tile: int = 0,
@@ -127,7 +127,7 @@ class CFMModel:
         self,
         low: Tensor,
         *,
-        steps: int = 10,
+        steps: int = STEPS,
         solver: str = "euler",
         seed: int = 0,
         noise_step: int | None = None,

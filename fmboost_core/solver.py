@@ -16,6 +16,10 @@ Callback = Callable[[int, "int | None", float, Tensor], None]
 """(evaluation from 1, total or None, t, estimate of the end point). Raising stops the solver."""
 
 
+STEPS = 4
+"""Where none are asked for: what the models that ship are trained for. Models without a reflow need 10 or more."""
+
+
 class _Method(NamedTuple):
     name: str  # in torchdiffeq
     evaluations: int  # a step; 0 where the solver chooses its own steps

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .model import CFMModel
-from .solver import integrate
+from .solver import STEPS, integrate
 from .upsample import VAE
 
 
@@ -27,7 +27,7 @@ def trajectory(
     low: Tensor,
     *,
     frames: int = 5,
-    steps: int = 10,
+    steps: int = STEPS,
     solver: str = "euler",
     seed: int = 0,
     noise_step: int | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..fmboost_core import LATENT_SPACES, SOLVERS
 from ..fmboost_core.cascade import lifts, stage_seed
-from ..fmboost_core.solver import Callback
+from ..fmboost_core.solver import STEPS, Callback
 from ..fmboost_core.upsample import UPSAMPLINGS, VAE
 from . import host
 from .noise_augment import KEY, noise_behind
@@ -49,12 +49,12 @@ class CFMLatentUpscale(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="The latents to lift, from KSampler or VAE Encode."),
                 io.Int.Input(
                     "steps",
-                    default=10,
+                    default=STEPS,
                     min=1,
                     max=1000,
                     tooltip=(
-                        "Steps through the flow. 4 to 10 are enough; more give a little more texture. One is the "
-                        "average of all possible results: smooth."
+                        "Steps through the flow. The models that come with FMBoost are made for 4; others may need 10 "
+                        "or more. One is the average of all possible results: smooth."
                     ),
                 ),
                 host.seed_input(),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint import load_model, save_model
 from ..photos import find_photos, load_photo
+from ..solver import STEPS
 from ..transport import Convolution, Moments, Regression, optimal_transport
 from ..upsample import back_project, fold_lacking, reduce_pixels
 from ..vae import load_vae
@@ -29,7 +30,7 @@ def fit_transport(
     vae: str | Path,
     *,
     strength: float = 1.0,
-    steps: int = 4,
+    steps: int = STEPS,
     noise_step: int | None = None,
     corrections: int = 0,
     limit: int | None = 60,

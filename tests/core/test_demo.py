@@ -120,8 +120,11 @@ def test_a_photo_takes_any_scale(scale, latents, tmp_path, capsys):
         (["demo", "--steps", "0", "--out", "never"], "steps is 0"),
     ],
 )
-def test_a_mistake_is_a_sentence(capsys, args, sentence):
+def test_a_mistake_is_a_sentence(capsys, args, sentence, tmp_path, monkeypatch):
+    """And leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
     assert main(args) == 2
+    assert not list(tmp_path.iterdir())
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
