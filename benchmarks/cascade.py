@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--model", default="fmboost-sd15-x2")
     parser.add_argument("--data", required=True, help="folder of photos")
     parser.add_argument("--vae", required=True, help="TAESD file or folder")
-    parser.add_argument("--noise-steps", default="0,100,212,300,400", help="of the second lift (default: %(default)s)")
+    parser.add_argument("--noise-steps", default="0,100,200,250,300", help="of the second lift (default: %(default)s)")
     parser.add_argument("--side", type=int, default=512, help="px of the result (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=8, help="photos, evenly spread (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS)

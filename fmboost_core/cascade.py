@@ -48,11 +48,11 @@ def cascade(
     """Lift scaled latents (B, C, h, w) through all `models`, each from the result of the one before.
 
     Every stage is a `CFMModel.upscale` with noise of its own, the first one's being that of `upscale` alone.
-    `noise_steps` has one entry a stage, None for the step in its model's settings: measured with fmboost-sd15-x2 from
-    96 to 384 px on five photos (benchmarks/cascade.py), that step, 212, is nearest the truth in texture also for the
-    second stage; 0 and 100 leave it blurred, 300 makes it noisy. `callback` counts evaluations over all stages and
-    gets estimates of the size of the stage. Raises ValueError where the models live in different latent spaces or the
-    entries are not one a stage.
+    `noise_steps` has one entry a stage, None for the step in its model's settings. Measured with fmboost-sd15-x2 from
+    96 to 384 px on five photos (benchmarks/cascade.py), that step, 200, is a compromise for the second stage: 250 has
+    the texture of photos, and grain on flat surfaces; 0 and 100 leave it blurred. `callback` counts evaluations over
+    all stages and gets estimates of the size of the stage. Raises ValueError where the models live in different latent
+    spaces or the entries are not one a stage.
     """
     if not models:
         raise ValueError("a cascade of no models: expected at least one")
