@@ -88,7 +88,8 @@ class CFMLatentUpscale(io.ComfyNode):
                     extra_dict=host.ADVANCED,
                     tooltip=(
                         "How the small latent is enlarged before the flow. auto: as the model was trained; anything "
-                        "else is off its training. psu goes through pixels and needs a VAE."
+                        "else is off its training, and the models that ship refuse it. psu goes through pixels and "
+                        "needs a VAE."
                     ),
                 ),
                 io.Int.Input(

@@ -90,9 +90,19 @@ class HostModel(CFMModel):
         self.name, self.patcher, self.maps = name, patcher, maps
 
     def variant(self, *, dtype: torch.dtype | None = None, upsampling: str | None = None) -> HostModel:
-        """The same weights run in another floating type, or from another upsampling than trained."""
-        flow = dataclasses.replace(self.config.flow, upsampling=upsampling or self.config.flow.upsampling)
-        config = dataclasses.replace(self.config, flow=flow)
+        """The same weights run in another floating type, or from another upsampling than trained; away from psu
+        without back projection. Raises ValueError where the network also looks at the decoded samples."""
+        flow = self.config.flow
+        if upsampling not in (None, "psu") and flow.picture_context:
+            raise ValueError(
+                f"upsampling is {upsampling}, and the CFM model '{self.name}' looks at the decoded samples, as psu "
+                "does: choose auto or psu"
+            )
+        if upsampling is not None:
+            rounds = flow.back_projection if upsampling == "psu" else 0
+            flow = dataclasses.replace(flow, upsampling=upsampling, back_projection=rounds)
+        corrections = self.config.corrections and bool(flow.back_projection)
+        config = dataclasses.replace(self.config, flow=flow, corrections=corrections)
         return HostModel(self.name, config, self.patcher, dtype or self.dtype, self.maps)
 
     def integrate(self, x0: Tensor, context: Tensor, *, tile: int = 0, **settings: Any) -> Tensor:

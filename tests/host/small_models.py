@@ -59,6 +59,7 @@ def write_all(folder: Path) -> None:
     write(folder / "identity.safetensors", config())
     write(folder / "identity-x4.safetensors", config(scale=4))
     write(folder / "identity-psu.safetensors", config(upsampling="psu"))
+    write(folder / "identity-back.safetensors", config(upsampling="psu", back_projection=1))
     write_maps(folder / "identity-maps.safetensors")
     write(folder / "identity-noise.safetensors", config(noise_step=400))
     write(folder / "random.safetensors", config(noise_step=200), gain=0.05)
