@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
 from .latent_spaces import latent_space
 from .model import CFMModel
+from .storage import write_tensors
 from .transport import PATCH, SIDE, Convolution
 from .unet import UNet
 
@@ -136,15 +135,10 @@ def save_model(
     path: str | Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float16
 ) -> None:
     """Write a model file, whole or not at all. Raises ValueError where weights and settings do not match or a
-    weight is not finite in `dtype`."""
+    weight is not finite in `dtype`, OSError where the file cannot be written."""
     check_weights(config, {k: tuple(v.shape) for k, v in state.items()}, path)
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}
     bad = [k for k, v in weights.items() if not v.isfinite().all()]
     if bad:
         raise ValueError(f"weights are not finite in {dtype}: {', '.join(bad[:3])}; nothing was written")
-    partial = Path(path).with_name(Path(path).name + ".part")
-    try:
-        save_file(weights, partial, metadata={METADATA_KEY: config.to_json()})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(weights, path, {METADATA_KEY: config.to_json()})

@@ -68,10 +68,10 @@ class TinyVAE(nn.Module):
         self.decoder = _decoder(space.channels, width)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, shortened: tells one autoencoder's latents from another's."""
+        """SHA-256 of the weights, shortened: tells one autoencoder's latents from another's, in any precision."""
         digest = hashlib.sha256()
         for weight in self.state_dict().values():
-            digest.update(weight.float().cpu().numpy().tobytes())
+            digest.update(weight.bfloat16().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def encode(self, images: Tensor) -> Tensor:

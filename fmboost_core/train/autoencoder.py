@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..photos import Photo, find_photos, load_photo
+from ..storage import write_tensors
 from ..vae import TinyVAE, load_vae
 from .ema import EMA
 
@@ -99,7 +99,7 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             _save(out, student, optimizer, average, step + 1)
             file = out / f"fmboost-{settings.latent_space}-vae.safetensors"
-            save_file({k: v.half().contiguous() for k, v in average.state.items()}, file)
+            write_tensors({k: v.half().contiguous() for k, v in average.state.items()}, file)
     return out / f"fmboost-{settings.latent_space}-vae.safetensors"
 
 
@@ -131,8 +131,7 @@ def _save(out: Path, student: TinyVAE, optimizer: torch.optim.Optimizer, average
     for i, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
     state["step"] = torch.tensor(step)
-    save_file({k: v.contiguous() for k, v in state.items()}, out / "state.part")
-    os.replace(out / "state.part", out / "state.safetensors")
+    write_tensors({k: v.contiguous() for k, v in state.items()}, out / "state.safetensors")
 
 
 def _load(out: Path, student: TinyVAE, optimizer: torch.optim.Optimizer, average: EMA) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..photos import Photo, load_photo
+from ..storage import write_tensors
 from ..upsample import VAE, reduce_pixels, upsample
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Variant:
 def variants_of(short_sides: Sequence[int], flips: bool, latent_noise: float) -> list[Variant]:
     """Every size as it is; with `flips` mirrored, too; with `latent_noise` each of these once more, disturbed."""
     mirrored, noises = (False, True) if flips else (False,), (0.0, latent_noise) if latent_noise else (0.0,)
-    return [Variant(side, flip, noise) for noise in noises for flip in mirrored for side in short_sides]
+    return [Variant(side, flip, noise) for noise in noises for flip in mirrored for side in sorted(short_sides)]
 
 
 def cache_latents(
@@ -89,8 +89,9 @@ def cache_latents(
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
     _check_identity(cache, identity)
-    jobs = [(photo, variant) for variant in variants for photo in photos]
     names = _names(photos)
+    ordered = sorted(photos, key=names.__getitem__)  # as `pack` finds them again
+    jobs = [(photo, variant) for variant in variants for photo in ordered]
     files: list[Path] = []
     for i in progress if progress is not None else range(len(jobs)):
         photo, variant = jobs[i]
@@ -105,9 +106,7 @@ def cache_latents(
             example = encode_example(image, scale, vae, variant.noise, rng)
             if reflow is not None:
                 example = reflow(example, vae, int(rng.integers(2**63)))
-            partial = target.with_suffix(f".{os.getpid()}.part")
-            save_file(compact(example), partial)
-            os.replace(partial, target)
+            write_tensors(compact(example), target)
         files.append(target)
     if not files:
         raise ValueError(f"none of the {len(photos)} photos could be read")

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoint import load_model, save_model
 from ..photos import find_photos, load_photo
 from ..solver import STEPS
+from ..storage import check_folder
 from ..transport import Convolution, Moments, Regression, optimal_transport
 from ..upsample import back_project, fold_lacking, reduce_pixels
 from ..vae import load_vae
@@ -48,6 +49,7 @@ def fit_transport(
     its rounds pass the encoder. Maps that `origin` has are put aside first. `noise_step` becomes that of the new file.
     Photos that cannot be read are named in the log and skipped. Raises ValueError where none can.
     """
+    check_folder(out)
     model = load_model(origin, device=device)
     model.transports, model.corrections, config = (), (), model.config
     flow = config.flow if noise_step is None else replace(config.flow, noise_step=noise_step)

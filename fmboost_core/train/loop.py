@@ -19,11 +19,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, LoggerType
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoint import save_model
+from ..config import FlowConfig, NetConfig
 from ..latent_spaces import latent_space
 from ..model import CFMModel
 from ..photos import find_photos
@@ -290,7 +292,7 @@ class _Run:
         """Write the state beside the old one and only then put it in its place, so that a kill loses nothing."""
         try:
             self._write_state(self.out / "state.part")
-        except OSError as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # as Python, safetensors and torch.save say it
             raise ValueError(
                 f"the state of step {self.step} could not be written to {self.out} ({error}): make room and go on from "
                 f"the save before it with --resume"
@@ -338,9 +340,10 @@ class _Run:
     def _resume(self) -> None:
         progress = json.loads((self.state / "progress.json").read_text(encoding="utf-8"))
         ours, theirs = self._identity(), progress["run"]
-        for section, kind in (("data", DataSettings), ("train", TrainSettings)):  # settings newer than the run
+        kinds = {"data": DataSettings, "train": TrainSettings, "net": NetConfig, "flow": FlowConfig}
+        for section, kind in kinds.items():  # settings newer than the run
             defaults = {f.name: f.default for f in fields(kind) if f.name in ours[section]}
-            theirs[section] = {**defaults, **theirs[section]}
+            theirs[section] = {**json.loads(json.dumps(defaults)), **theirs[section]}
         if theirs != ours:
             raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
         self.accelerator.load_state(str(self.state))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..storage import write_tensors
 from ..vae import TinyVAE
 from .data import read_example
 from .reflow import reflow_identity
@@ -37,12 +37,7 @@ def pack(cache: str | Path, out: str | Path, limit: int | None = None) -> int:
     tensors: dict[str, Tensor] = {}
     for n, file in enumerate(files):
         tensors.update({f"{n:06d}.{key}": value for key, value in read_example(file).items()})
-    partial = out.with_name(out.name + ".part")
-    try:
-        save_file(tensors, partial, metadata={METADATA_KEY: record.read_text(encoding="utf-8")})
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(tensors, out, {METADATA_KEY: record.read_text(encoding="utf-8")})
     return len(files)
 
 
@@ -83,10 +78,16 @@ def _check_identity(path: str | Path, found: dict[str, str | int], settings: Run
         raise ValueError(f"the packed cache {path} was made with {found}, this run has {wanted}: pack another cache")
 
 
-def _order(file: Path) -> tuple[str, str]:
-    """By variant, then by photo, as a run lists them."""
-    photo, variant = file.name.removesuffix(".safetensors").rsplit(".", 1)
-    return variant, photo
+VARIANT = re.compile(r"(?P<photo>.*?)\.(?P<side>\d+)(?P<flip>f?)(?:n(?P<noise>[\d.e-]+))?\.safetensors")
+"""The name of an example, as `data.Variant` makes it: ``photo.512f.safetensors``, ``photo.512n0.1.safetensors``."""
+
+
+def _order(file: Path) -> tuple[float, bool, int, str]:
+    """By variant in the order of `data.variants_of`, then by photo."""
+    found = VARIANT.fullmatch(file.name)
+    if found is None:
+        raise ValueError(f"{file} is not an example of a latent cache: move it elsewhere")
+    return float(found["noise"] or 0), bool(found["flip"]), int(found["side"]), found["photo"]
 
 
 def _spread(files: list[Path], limit: int) -> list[Path]:

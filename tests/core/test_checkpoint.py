@@ -120,6 +120,19 @@ def test_saving_is_whole_or_not_at_all(written, tiny_net, tmp_path):
     assert torch.equal(read_model_file(path)[1]["out.2.bias"], other["out.2.bias"].half())
 
 
+def test_a_file_is_readable_to_those_the_system_lets_read(tmp_path, tiny_net):
+    """A server under another account finds it, too."""
+    save_model(tmp_path / "model.safetensors", ModelConfig(net=tiny_net), randomise(UNet(tiny_net)))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, tiny_net):
+    path = tmp_path / "nowhere" / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere to write model.safetensors into"):
+        save_model(path, ModelConfig(net=tiny_net), randomise(UNet(tiny_net)))
+
+
 def test_weights_may_be_strided(tmp_path, tiny_net):
     state = randomise(UNet(tiny_net))
     state["time_embed.0.weight"] = state["time_embed.0.weight"].t().contiguous().t()

@@ -121,6 +121,16 @@ def test_half_precision_answers_in_float32(tmp_path):
     assert latents.dtype == vae.decode(latents).dtype == torch.float32
 
 
+def test_a_fingerprint_is_the_same_in_every_precision_and_no_other_autoencoders(tmp_path):
+    path = write_pair(tmp_path)
+    found = {load_vae(path, dtype=dtype).fingerprint() for dtype in (torch.float32, torch.bfloat16)}
+    (tmp_path / "other").mkdir()
+    save(weights(4, False, seed=5), tmp_path / "other" / "taesd_encoder.safetensors")
+    save(weights(4, True), tmp_path / "other" / "taesd_decoder.safetensors")
+    assert len(found) == 1
+    assert load_vae(tmp_path / "other", space="sd15").fingerprint() not in found
+
+
 def test_images_are_clamped(tmp_path):
     image = load_vae(write_pair(tmp_path)).decode(20 * torch.randn(1, 4, 4, 4))
     assert image.min() == 0 and image.max() == 1

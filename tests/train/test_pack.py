@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fmboost_core import LATENT_SPACES, TinyVAE, load_model
 from fmboost_core.cli import main
-from fmboost_core.train.data import LatentCrops
+from fmboost_core.photos import find_photos
+from fmboost_core.train.data import LatentCrops, cache_latents, variants_of
 from fmboost_core.train.pack import pack, read_packed
 from fmboost_core.train.settings import read_settings
 
@@ -78,6 +80,27 @@ def test_crops_are_those_of_the_folder(place, capsys):
     for n in range(20):
         for key, value in theirs.example(n).items():
             assert torch.equal(ours.example(n)[key], value)
+
+
+def test_examples_are_in_the_order_in_which_a_run_lists_them(tmp_path):
+    """Names that do not sort as text do: 96 before 128, mirrored after, disturbed last, photos by name."""
+    (tmp_path / "photos").mkdir()
+    for n, name in enumerate(("a", "a-b", "c.d")):
+        Image.new("RGB", (160 + 16 * n, 160), (90, 120, 150)).save(tmp_path / "photos" / f"{name}.png")
+    vae = TinyVAE(LATENT_SPACES["sd15"], width=8).eval().requires_grad_(False)
+    files = cache_latents(
+        find_photos(tmp_path / "photos"),
+        variants_of((128, 96), True, 0.1),
+        tmp_path / "cache",
+        vae=vae,
+        scale=2,
+        multiple=16,
+        identity={"latent_space": "sd15", "scale": 2},
+    )
+    assert pack(tmp_path / "cache", tmp_path / "all.safetensors") == len(files) == 24
+    stored = load_file(tmp_path / "all.safetensors")
+    for n, file in enumerate(files):
+        assert torch.equal(stored[f"{n:06d}.low"], load_file(file)["low"]), file.name
 
 
 def test_it_trains_without_photos_and_autoencoder_and_another_run_goes_on(place, caplog):
