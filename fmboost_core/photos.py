@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .storage import check_folder
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -73,13 +75,17 @@ def load_photo(path: str | Photo, short_side: int | None, multiple: int, flip: b
     """(1, 3, H, W) in [0, 1]: upright, reduced so that the short side is `short_side` (never enlarged; None keeps
     the size), and cropped about the centre to multiples of `multiple`. `flip` mirrors it left to right.
 
-    Raises ValueError where the file is not a picture or is smaller than `multiple`.
+    Raises ValueError where the file is not a whole picture, is smaller than `multiple` or larger than Pillow takes.
     """
     try:
         with Image.open(path.open() if isinstance(path, ShardPhoto) else path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            image = _eight_bits(ImageOps.exif_transpose(file)).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture: expected one of {', '.join(sorted(IMAGE_SUFFIXES))}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large ({error}): reduce it first") from error
+    except SyntaxError as error:  # Pillow's word for a damaged chunk of a PNG
+        raise ValueError(f"{path} is damaged ({error}): get the file again") from error
     width, height = image.size
     ratio = min(1.0, short_side / min(width, height)) if short_side else 1.0
     if ratio < 1:
@@ -95,10 +101,25 @@ def load_photo(path: str | Photo, short_side: int | None, multiple: int, flip: b
     return photo.flip(-1) if flip else photo
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits brought to 8, which `convert` would cut off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+
+
 def centre_square(photo: Tensor, side: int) -> Tensor:
     """The middle (B, 3, side, side) of a photo (B, 3, H, W) at least that large."""
     top, left = ((length - side) // 2 for length in photo.shape[2:])
     return photo[:, :, top : top + side, left : left + side]
+
+
+def check_picture(path: str | Path) -> None:
+    """Raise ValueError or FileNotFoundError where `save_photo` could not write there, before the work is done."""
+    Image.init()
+    if Path(path).suffix.lower() not in Image.EXTENSION:
+        raise ValueError(f"{path} names no kind of picture: expected an ending such as .png or .jpg")
+    check_folder(path)
 
 
 def save_photo(image: Tensor, path: str | Path) -> None:

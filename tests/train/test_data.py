@@ -176,6 +176,35 @@ def test_photos_are_upright_reduced_and_cropped(tmp_path):
         load_photo(tmp_path / "a.jpg", None, 64)
 
 
+def test_grey_of_sixteen_bits_keeps_its_tones(tmp_path):
+    tones = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(tones).save(tmp_path / "deep.png")
+    photo = load_photo(tmp_path / "deep.png", None, 16)
+    torch.testing.assert_close(photo[0, 1], torch.from_numpy(tones / 65535).float(), rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def damage(path):
+    """A flipped bit in the picture data of a PNG, which its checksum shows."""
+    ramp(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 5] ^= 1
+    content[content.index(b"IHDR") + 20] ^= 1
+    path.write_bytes(content)
+
+
+def test_photos_that_pillow_refuses_are_skipped_and_named(photos, caplog, monkeypatch):
+    damage(photos / "photos" / "damaged.png")
+    Image.new("L", (640, 640)).save(photos / "photos" / "vast.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)  # it refuses twice as many
+    with caplog.at_level(logging.WARNING):
+        files = cached(photos)
+    assert [file.name for file in files] == ["ramp.full.safetensors"]
+    assert "damaged.png" in caplog.text
+    assert "vast.png" in caplog.text
+    with pytest.raises(ValueError, match="too large"):
+        load_photo(photos / "photos" / "vast.png", None, 16)
+
+
 def test_a_folder_without_photos_is_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="no photos in"):
         find_photos(tmp_path)
