@@ -38,7 +38,7 @@ class NetConfig:
         for name in ("channel_mult", "attention_resolutions"):
             if isinstance(value := getattr(self, name), list):  # as JSON and TOML have it
                 object.__setattr__(self, name, tuple(value))
-        _check_kinds(self)
+        check_kinds(self)
         _one_of("attention_layout", self.attention_layout, ATTENTION_LAYOUTS)
         for f in fields(self):
             value = getattr(self, f.name)
@@ -74,7 +74,7 @@ class FlowConfig:
     posterior_mean: bool = False  # not in the paper: a flow without context, from the network's own mean of x1
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
+        check_kinds(self)
         _one_of("path", self.path, PATHS)
         _one_of("upsampling", self.upsampling, UPSAMPLINGS)
         if not 0 <= self.noise_step <= 999:
@@ -119,7 +119,7 @@ class ModelConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
+        check_kinds(self)
         space = latent_space(self.latent_space)
         if self.flow.picture_context and space.pixels % self.flow.scale:
             raise ValueError(f"a picture context does not fold at scale {self.flow.scale}: expected 2, 4 or 8")
@@ -181,7 +181,7 @@ _KINDS: dict[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
 }
 
 
-def _check_kinds(config: Any) -> None:
+def check_kinds(config: Any) -> None:
     """Raise ValueError where a setting, of a file written by anyone, is not of the kind it is declared to be."""
     for f in fields(config):
         kind, said = _KINDS.get(str(f.type), (object, ""))

@@ -10,7 +10,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import FlowConfig, ModelConfig, NetConfig
+from ..checkpoint import shipped_models
+from ..config import FlowConfig, ModelConfig, NetConfig, check_kinds
 from ..latent_spaces import latent_space
 from .objectives import COLOUR_BLOCK
 
@@ -37,6 +38,16 @@ class DataSettings:
     reflow_model: str = ""  # a model file, or a shipped model, whose results to learn instead of the photos' latents
     reflow_steps: int = 12  # Euler, of that model
     license: str = ""  # of the photos, for the model file
+
+    def __post_init__(self) -> None:
+        if isinstance(sides := self.short_sides, (int, list)):  # as TOML has one or several
+            object.__setattr__(self, "short_sides", tuple(sides) if isinstance(sides, list) else (sides,))
+        check_kinds(self)
+        _from_one(self, "reflow_steps")
+        if not self.short_sides or min(self.short_sides) < 1:
+            raise ValueError(f"short_sides is {list(self.short_sides)}: expected pixels, such as [512]")
+        if self.latent_noise < 0:
+            raise ValueError(f"latent_noise is {self.latent_noise}: expected a standard deviation from 0")
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ class TrainSettings:
     validation_steps: int = 10  # Euler
 
     def __post_init__(self) -> None:
+        check_kinds(self)
+        _from_one(self, "steps", "batch", "crop", "log_every", "save_every", "validate_every", "validation_steps")
         for name, allowed in (
             ("objective", OBJECTIVES),
             ("t_sampling", T_SAMPLINGS),
@@ -131,7 +144,7 @@ class RunSettings:
 
 
 def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read a run from TOML. Paths in ``[data]`` are relative to the file.
+    """Read a run from TOML. Paths in ``[data]``, and ``train.start_from``, are relative to the file.
 
     `overrides` are ``section.name=value`` with a TOML value (a bare word is text), and their paths are relative to
     the working directory. Raises ValueError that names what is wrong.
@@ -143,7 +156,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    _resolve_paths(values.get("data", {}), path.parent)
+    _resolve_paths(values, path.parent)
     for override in overrides:
         _override(values, override)
     data = _section(DataSettings, values.pop("data", {}), f"{path}, [data]")
@@ -156,19 +169,25 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
     net = {"in_channels": space.channels + flow.context_channels(space), "out_channels": space.channels, **net}
     train = _section(TrainSettings, values.pop("train", {}), f"{path}, [train]")
     top = _section(RunSettings, {**values, "data": 0, "train": 0}, str(path))
-    data["short_sides"] = tuple(data.get("short_sides", (512,)))
-    if data.get("latent_noise", 0) < 0:
-        raise ValueError(f"latent_noise is {data['latent_noise']}: expected a standard deviation from 0")
     top.update(data=DataSettings(**data), train=TrainSettings(**train), net=NetConfig(**net), flow=flow)
     settings = RunSettings(**top)
     settings.model_config()  # network and latent space fit, or a sentence
     return settings
 
 
-def _resolve_paths(data: dict[str, Any], base: Path) -> None:
-    for name in ("photos", "validation", "vae", "cache"):
-        if data.get(name):
-            data[name] = str((base / Path(data[name]).expanduser()).resolve())
+PATHS = {"data": ("photos", "validation", "vae", "cache", "reflow_model"), "train": ("start_from",)}
+
+
+def _resolve_paths(values: dict[str, Any], base: Path) -> None:
+    """In place; models that ship keep their names."""
+    for section, names in PATHS.items():
+        given = values.get(section)
+        if not isinstance(given, dict):  # nothing, or what is refused later
+            continue
+        for name in names:
+            text = given.get(name)
+            if isinstance(text, str) and text and text not in shipped_models():
+                given[name] = str((base / Path(text).expanduser()).resolve())
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -180,13 +199,28 @@ def _override(values: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    target = values.setdefault(section[0], {}) if section else values
-    target[name] = parsed
-    if section == ["data"]:
-        _resolve_paths(target, Path())
+    if section:
+        new = {section[0]: {name: parsed}}
+        _resolve_paths(new, Path())
+        values[section[0]] = {**_table(values.get(section[0], {}), section[0]), **new[section[0]]}
+    else:
+        values[name] = parsed
 
 
-def _section(kind: type[Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+def _table(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}: expected a section of settings, such as train.steps=5000")
+    return values
+
+
+def _from_one(settings: Any, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}: expected a whole number from 1")
+
+
+def _section(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
+    values = _table(values, where)
     known = {f.name: f for f in fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:

@@ -170,6 +170,12 @@ def test_a_wider_context_begins_unheard(workplace, uninterrupted):
         (["--resume"], "nothing to resume"),
         (["--set", "train.noise_from=300"], "noise_from is 300: expected 0 to flow.noise_step, 200, or -1"),
         (["--set", "train.mean_decoded_weight=1"], "mean_decoded_weight is for flow.posterior_mean"),
+        (["--set", "train.steps=5k"], "steps is '5k': expected a whole number"),
+        (["--set", "train.learning_rate=fast"], "learning_rate is 'fast': expected a number"),
+        (["--set", "train.save_every=0"], "save_every is 0: expected a whole number from 1"),
+        (["--set", "train=5"], "[train] is 5: expected a section of settings"),
+        (["--set", "data.short_sides=wide"], "short_sides is 'wide': expected a list of whole numbers"),
+        (["--set", "data.short_sides=[]"], "short_sides is []: expected pixels"),
         (["--set", "train.objective=regression", "--set", "flow.posterior_mean=true"], "a start for objective cfm"),
     ],
 )
@@ -190,6 +196,8 @@ def test_a_run_older_than_a_setting_is_resumed_with_its_default(workplace, unint
     record = workplace / "old" / "state" / "progress.json"
     progress = json.loads(record.read_text())
     del progress["run"]["data"]["latent_noise"]
+    del progress["run"]["flow"]["posterior_mean"]
+    del progress["run"]["net"]["pool_factor"]
     record.write_text(json.dumps(progress))
     assert fmboost(workplace, "old", "--resume", "--set", "data.latent_noise=0.1") == 2
     assert "other settings" in capsys.readouterr().err
@@ -233,6 +241,12 @@ def test_ema_is_the_recursion_of_its_definition():
 
 def test_paths_are_relative_to_the_file_and_overrides_to_here(workplace, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    settings = read_settings(workplace / "tiny.toml", ["data.vae=here"])
+    text = (workplace / "tiny.toml").read_text().replace("[train]", '[train]\nstart_from = "first.safetensors"')
+    (workplace / "paths.toml").write_text(text)
+    own = ["data.vae=here", "data.reflow_model=fmboost-sd15-x2", "data.short_sides=96"]
+    settings = read_settings(workplace / "paths.toml", own)
+    assert settings.train.start_from == str((workplace / "first.safetensors").resolve())
+    assert settings.data.reflow_model == "fmboost-sd15-x2"  # one that ships
+    assert settings.data.short_sides == (96,)
     assert settings.data.photos == str((workplace / "photos").resolve())
     assert settings.data.vae == str((tmp_path / "here").resolve())
