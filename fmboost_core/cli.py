@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .model import CFMModel
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one sentence on stderr and exit status 2."""
+    try:
+        args = _parser().parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        args.run(args)
+    except ModuleNotFoundError as error:
+        print(f"fmboost: {error.name} is not installed: pip install 'fmboost[cli,train]' brings it", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"fmboost: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fmboost: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fmboost", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
@@ -29,20 +47,34 @@ def main(argv: list[str] | None = None) -> int:
     _add_average(commands)
     _add_transport(commands)
     _add_train_autoencoder(commands)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        args.run(args)
-    except (ValueError, FileNotFoundError, OSError) as error:
-        print(f"fmboost: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fmboost: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return parser
 
 
 DEFAULT_MODEL = "fmboost-sd15-x2"
+
+
+def _device(text: str) -> str:
+    """A device that is here."""
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} is not to be had here ({reason}): expected such as cpu") from error
+    return text
+
+
+def _list_of(kind: type[int] | type[float], said: str) -> Callable[[str], list[Any]]:
+    """Of numbers, with commas between them."""
+
+    def read(text: str) -> list[Any]:
+        try:
+            return [kind(part) for part in text.split(",") if part.strip()]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {said}") from error
+
+    return read
 
 
 def _add_demo(commands: Commands) -> None:
@@ -95,9 +127,10 @@ def _upscale(args: argparse.Namespace) -> None:
 
     from .cascade import cascade, lifts
     from .checkpoint import load_model
-    from .photos import load_photo, save_photo
+    from .photos import check_picture, load_photo, save_photo
     from .upsample import reduce_to
 
+    check_picture(args.out)
     model = load_model(args.model, device=args.device)
     scale = model.scale if args.scale is None else args.scale
     models = [model] * lifts(model.scale, scale)
@@ -143,9 +176,10 @@ def _trajectory(args: argparse.Namespace) -> None:
     import torch
 
     from .checkpoint import load_model
-    from .photos import load_photo, save_photo
+    from .photos import check_picture, load_photo, save_photo
     from .trajectory import trajectory
 
+    check_picture(args.out)
     model = load_model(args.model, device=args.device)
     vae = _vae_for(model, args)
     with torch.inference_mode():
@@ -162,23 +196,29 @@ def _add_evaluate(commands: Commands) -> None:
     command.add_argument("models", nargs="*", metavar="MODEL", help="model files or shipped models")
     command.add_argument("--data", required=True, help="folder of photos")
     command.add_argument("--vae", required=True, help="TAESD file or folder")
-    command.add_argument("--steps", default="1,2,4,10", help="solver intervals (default: %(default)s)")
+    command.add_argument(
+        "--steps",
+        type=_list_of(int, "whole numbers such as 4,10"),
+        default="1,2,4,10",
+        help="solver intervals (default: %(default)s)",
+    )
     command.add_argument("--solver", default="euler", help="one or several (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--limit", type=int, help="only the first photos")
     command.add_argument("--short-side", type=int, default=512, help="photos are brought to it, px (default: 512)")
     command.add_argument("--scale", type=int, help="needed without a model")
     command.add_argument("--space", help="latent space, needed without a model")
-    command.add_argument("--device", default="cpu")
+    command.add_argument("--device", type=_device, default="cpu")
     command.add_argument("--vae-dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
     command.add_argument(
         "--latent-noise",
+        type=_list_of(float, "standard deviations such as 0,0.05,0.1"),
         default="",
         metavar="0,0.05,0.1",
         help="also lift low latents with noise of these standard deviations, and after a round trip through the VAE",
     )
     command.add_argument(
-        "--fid", metavar="FILE", help="Inception weights you have: pt_inception-2015-12-05-6726825d.pth"
+        "--fid", metavar="FILE", help="Inception weights you have: weights-inception-2015-12-05-6726825d.pth"
     )
     command.add_argument("--lpips", metavar="NET", help="alex, vgg or squeeze, where torchvision's weights are at hand")
     command.add_argument("--out", help="folder for results.csv, table.md, pictures.png and plots")
@@ -210,10 +250,10 @@ def _evaluate(args: argparse.Namespace) -> None:
             device=args.device,
             vae_dtype=getattr(torch, args.vae_dtype),
             short_side=args.short_side,
-            steps=[int(n) for n in args.steps.split(",")],
+            steps=args.steps,
             solvers=args.solver.split(","),
             seed=args.seed,
-            latent_noise=[float(v) for v in args.latent_noise.split(",") if v],
+            latent_noise=args.latent_noise,
             fid=args.fid,
             lpips=args.lpips,
             progress=progress,
@@ -257,7 +297,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=STEPS, help="solver intervals (default: %(default)s)")
     command.add_argument("--solver", choices=list(SOLVERS), default="euler")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--device", default="cpu", help="such as cpu, cuda, mps (default: %(default)s)")
+    command.add_argument("--device", type=_device, default="cpu", help="such as cpu, cuda, mps (default: %(default)s)")
 
 
 def _vae_for(model: CFMModel, args: argparse.Namespace) -> TinyVAE:
@@ -343,7 +383,7 @@ def _add_transport(commands: Commands) -> None:
     command.add_argument("--limit", type=int, default=60, help="photos, evenly spread (default: %(default)s)")
     command.add_argument("--short-side", type=int, default=512, help="photos are brought to it, px (default: 512)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--device", default="cpu")
+    command.add_argument("--device", type=_device, default="cpu")
     command.add_argument("--vae-dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
     command.set_defaults(run=_transport)
 

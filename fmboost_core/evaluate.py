@@ -230,10 +230,11 @@ def evaluate_files(
     of a network whose weights lie in torch's hub folder.
     """
     loaded: dict[str, CFMModel] = {}
-    for name in models:
-        key = resolve(name).stem
+    stems = [resolve(name).stem for name in models]
+    for name, stem in zip(models, stems, strict=True):
+        key = stem if stems.count(stem) == 1 else str(name)  # a training is often called as what ships
         if key in loaded:
-            raise ValueError(f"two models are called {key}: rename one of the files")
+            raise ValueError(f"the model {key} is given twice: name each once")
         loaded[key] = load_model(name, device=device)
     first = next(iter(loaded.values()), None)
     opened = load_vae(vae, space=first.space.name if first else space, device=device, dtype=vae_dtype)

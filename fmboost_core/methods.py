@@ -11,7 +11,7 @@ from torch import Tensor
 from .model import CFMModel
 from .noise import draw_noise
 from .rows import BASELINES, CEILING, Row
-from .solver import SOLVERS
+from .solver import SOLVERS, STEPS
 from .upsample import upsample
 from .vae import TinyVAE
 
@@ -98,14 +98,14 @@ def make_methods(
 
 
 def is_shown(row: Row, rows: Sequence[Row]) -> bool:
-    """Nearest, psu, the reconstruction, and of each model the first solver with 10 steps or the most there are."""
+    """Nearest, psu, the reconstruction, and of each model the first solver with `STEPS` or the most there are."""
     if row.low:
         return False
     if not row.solver:
         return row.method in {"nearest", "psu", CEILING}
     own = [r for r in rows if r.method == row.method and not r.low]
     first = [r for r in own if r.solver == own[0].solver]
-    return row == next((r for r in first if r.steps == 10), max(first, key=lambda r: r.steps or 0))
+    return row == next((r for r in first if r.steps == STEPS), max(first, key=lambda r: r.steps or 0))
 
 
 def _baseline(kind: str, scale: int, vae: TinyVAE) -> Method:

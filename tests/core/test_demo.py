@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -117,6 +118,9 @@ def test_a_photo_takes_any_scale(scale, latents, tmp_path, capsys):
         (["upscale", __file__, "-o", "x.png", "--model", "none"], "no model none"),
         (["upscale", __file__, "-o", "x.png", "--vae", "nowhere"], "no autoencoder at nowhere"),
         (["upscale", __file__, "-o", "x.png", "--scale", "1"], "scale is 1: expected more than 1"),
+        (["upscale", __file__, "-o", "x.xyz"], "x.xyz names no kind of picture"),
+        (["upscale", __file__, "-o", "no/x.png"], "no folder no to write x.png into"),
+        (["trajectory", __file__, "-o", "x"], "x names no kind of picture"),
         (["demo", "--steps", "0", "--out", "never"], "steps is 0"),
     ],
 )
@@ -128,6 +132,32 @@ def test_a_mistake_is_a_sentence(capsys, args, sentence, tmp_path, monkeypatch):
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["demo", "--device", "toaster"], "'toaster' is not to be had here"),
+        (["demo", "--device", "meta:x"], "'meta:x' is not to be had here"),
+        (["evaluate", "--data", "x", "--vae", "y", "--steps", "4,x"], "'4,x': expected whole numbers"),
+        (["evaluate", "--data", "x", "--vae", "y", "--latent-noise", "much"], "'much': expected standard deviations"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_option(capsys, args, sentence):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert f"argument {args[-2]}" in error
+
+
+def test_a_package_that_is_missing_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    for name in [n for n in sys.modules if n.startswith("fmboost_core.train.loop")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["train", "configs/sd15-x2.toml", "--out", str(tmp_path)]) == 2
+    assert "accelerate is not installed: pip install 'fmboost[cli,train]'" in capsys.readouterr().err
 
 
 def test_a_trajectory_is_a_strip_of_states_above_estimates(tmp_path, capsys):

@@ -206,6 +206,20 @@ def test_files_in_files_out(folder, photos, tmp_path, caplog):
         assert grid.width > 6 * 320
 
 
+def test_models_with_the_same_file_name_are_told_apart_by_their_paths(folder, tmp_path):
+    model, vae, files = fresh(), autoencoder(), []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "mine.safetensors")
+        save_model(files[-1], model.config, model.net.state_dict())
+    for part in ("encoder", "decoder"):
+        torch.save(getattr(vae, part).state_dict(), tmp_path / f"taesd_{part}.pth")
+    found = evaluate_files(files, folder, tmp_path, short_side=160, steps=(1,), limit=1)
+    assert [row.method for row in found.rows][-2:] == [str(file) for file in files]
+    with pytest.raises(ValueError, match="given twice"):
+        evaluate_files([files[0], files[0]], folder, tmp_path, short_side=160)
+
+
 def test_table_is_aligned_and_markdown():
     rows = [Row(CEILING, photos=1, psnr=25.0), Row("model", "euler", 10, psnr=24.123)]
     lines = table(rows).splitlines()
