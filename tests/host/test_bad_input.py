@@ -39,13 +39,13 @@ def test_files_that_are_no_models(server, tmp_path, name, found, advice):
 def test_a_model_that_is_not_in_the_list(server, tmp_path):
     sentence = refusal(server, lift_graph(tmp_path, latents(), "never-there.safetensors"))
     assert "never-there.safetensors" in sentence
+    assert "model_name" in sentence
 
 
 def test_a_model_that_looks_at_the_picture_takes_no_other_upsampling(server, tmp_path):
     sentence = refusal(server, lift_graph(tmp_path, latents(), "random-picture.safetensors", upsampling="nearest"))
     assert "upsampling is nearest" in sentence
     assert "choose auto or psu" in sentence
-    assert "model_name" in sentence
 
 
 def test_a_host_without_any_model_file(comfy, tmp_path):
