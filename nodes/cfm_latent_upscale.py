@@ -211,7 +211,10 @@ class CFMLatentUpscale(io.ComfyNode):
         if noise is not None:
             low, step, seed = noise.clean, noise.noise_step, noise.seed
         if noise is None and KEY in samples:
-            log.info("CFM Latent Upscale: the samples changed after Noise Augment and are lifted as they are")
+            log.warning(
+                "CFM Latent Upscale: the samples changed after Noise Augment and are lifted as they are, noise and "
+                "all: connect Noise Augment to this node directly"
+            )
         scaling, device = host.latent_format(space.name), model.patcher.load_device
         low = scaling.process_in(low.to(device))
         start = None if source is None else scaling.process_in(_source(source, model, low).to(device))

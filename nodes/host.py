@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -371,9 +371,3 @@ class Progress:
             log.exception("FMBoost: no preview in this run, its picture could not be made")
             self.previewer = None
             return None
-
-
-def rows(indices: Sequence[int], wanted: Sequence[int]) -> list[int] | None:
-    """Where each of `wanted` stands in `indices`; None unless all are there."""
-    places = {index: place for place, index in enumerate(indices)}
-    return [places[index] for index in wanted] if set(wanted) <= set(places) else None

@@ -7,6 +7,7 @@ other node the latter.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,21 +38,20 @@ def noised(noise: Noise) -> Tensor:
 
 
 def noise_behind(latents: host.Latents) -> Noise | None:
-    """How these samples were noised, for those of the batch that are left; None if they are not (or no longer) the
-    output of Noise Augment: nodes in between copy unknown keys along with samples of their own."""
+    """How these samples were noised, each of them found among the output of Noise Augment, whichever nodes chose,
+    repeated or numbered them; None if one is not there: nodes in between copy unknown keys along with samples of
+    their own."""
     noise: Noise | None = latents.origin.get(KEY)
-    if noise is None:
+    if noise is None or noise.clean.shape[1:] != latents.raw.shape[1:]:
         return None
-    kept = host.rows(noise.batch_index, latents.batch_index)
-    if kept is None:
-        return None
-    noise = noise._replace(clean=noise.clean[kept], batch_index=latents.batch_index)
-    if noise.clean.shape != latents.raw.shape:
-        return None
-    expected = noised(noise)
+    given = noised(noise)
+    found = latents.raw.to(given)
     # Within the rounding of half precision, in which some hosts pass latents.
-    same = torch.allclose(expected, latents.raw.to(expected), rtol=1e-2, atol=1e-2 * float(expected.std()))
-    return noise if same else None
+    near = partial(torch.allclose, rtol=1e-2, atol=1e-2 * float(given.std()))
+    origins = [next((i for i, image in enumerate(given) if near(image, one)), None) for one in found]
+    if None in origins:
+        return None
+    return noise._replace(clean=noise.clean[origins], batch_index=latents.batch_index)
 
 
 class NoiseAugment(io.ComfyNode):

@@ -273,6 +273,26 @@ def test_one_image_of_a_noised_batch_is_still_recognised(server, tmp_path):
     torch.testing.assert_close(output_of(graph)["samples"], expected[2:], rtol=1e-4, atol=1e-4)
 
 
+def test_a_noised_batch_that_is_repeated_is_recognised_and_draws_noise_for_each(server, tmp_path):
+    low = latents(2)
+    graph = noised_graph(
+        tmp_path, low, "random.safetensors", 300, 8, class_type="RepeatLatentBatch", inputs={"amount": 2}
+    )
+    server.run(graph)
+    expected = lift(server, tmp_path, torch.cat([low, low]), "random.safetensors", seed=8, noise_step=300)["samples"]
+    torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_that_share_their_noise_keep_their_own_latents(server, tmp_path):
+    """As Latent Batch Seed Behavior, fixed, numbers them."""
+    low = {"samples": latents(2), "batch_index": [0, 0]}
+    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8)
+    server.run(graph)
+    expected = lift(server, tmp_path, low, "random.safetensors", seed=8, noise_step=300)["samples"]
+    torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-4, atol=1e-4)
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+
+
 def test_samples_changed_after_noise_augment_are_taken_as_they_are(server, tmp_path):
     double = {"class_type": "LatentMultiply", "inputs": {"multiplier": 2.0}}
     graph = noised_graph(tmp_path, latents(), "identity.safetensors", 300, 8, **double)
