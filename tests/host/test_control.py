@@ -182,6 +182,7 @@ def test_the_script_runs_a_photo_with_overrides(server, tmp_path):
         *("--upload", f"LoadImage.image={tmp_path / 'blue.png'}"),
         *("--set", "FMBoost_LoadCFMModel.model_name=identity.safetensors"),
         *("--set", "FMBoost_CFMLatentUpscale.steps=2"),
+        *("--set", "FMBoost_CFMLatentUpscale.tile_size=64"),  # which the file leaves at its default
         *("-o", tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr
@@ -198,6 +199,12 @@ def test_the_script_fails_with_the_servers_sentence(server, tmp_path):
     done = run_script(server, workflow, "--set", "KSampler.steps=2")
     assert done.returncode == 2
     assert "'KSampler' is 0 nodes of the workflow" in done.stderr
+    done = run_script(server, workflow, "--set", "FMBoost_CFMLatentUpscale.stepz=2")
+    assert done.returncode == 2
+    assert "FMBoost_CFMLatentUpscale has no input 'stepz'" in done.stderr
+    done = run_script(server, PACK / "workflows" / "fmboost_photo_upscale.json", "--set", "KSampler.steps=2")
+    assert done.returncode == 2
+    assert "File > Export (API)" in done.stderr
 
 
 def test_the_script_says_so_when_there_is_no_server_and_when_it_dies(comfy, tmp_path):

@@ -94,9 +94,9 @@ class Client:
             prompt = self.queue(graph, **extra)
             try:
                 for event in events:
-                    if not isinstance(event, dict) or event["data"].get("prompt_id") != prompt:
+                    kind, data = (event.get("type"), event.get("data")) if isinstance(event, dict) else (None, None)
+                    if not isinstance(data, dict) or data.get("prompt_id") != prompt:  # another's, or a custom node's
                         continue
-                    kind, data = event["type"], event["data"]
                     if kind == "progress" and progress is not None:
                         progress(data["node"], data["value"], data["max"])
                     if kind in ("execution_success", "execution_error", "execution_interrupted"):
@@ -122,11 +122,17 @@ class Client:
         return entry
 
     def images(self, entry: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """(file name, contents) of the images a finished workflow saved."""
+        """(name, contents) of the images a finished workflow saved; the name is below the server's output folder."""
         for output in entry["outputs"].values():
             for image in output.get("images", []):
                 if image.get("type") == "output":
-                    yield image["filename"], self.fetch("/view?" + urllib.parse.urlencode(image))
+                    parts = (image.get("subfolder", ""), image["filename"])
+                    yield "/".join(filter(None, parts)), self.fetch("/view?" + urllib.parse.urlencode(image))
+
+    def inputs(self, kind: str) -> set[str]:
+        """The inputs a type of node has."""
+        found = self.get(f"/object_info/{urllib.parse.quote(kind)}").get(kind, {}).get("input", {})
+        return {name for section in ("required", "optional") for name in found.get(section, {})}
 
 
 class Socket:
@@ -185,9 +191,34 @@ class Socket:
         return data
 
 
+def read_graph(path: Path) -> Graph:
+    """Raises ValueError where the file is no API workflow."""
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(graph, dict) and "nodes" in graph:
+        raise ValueError(f"{path} is a workflow of the editor: there, use File > Export (API) and give that file")
+    nodes = list(graph.values()) if isinstance(graph, dict) else []
+    if not nodes or not all(isinstance(n, dict) and "class_type" in n and "inputs" in n for n in nodes):
+        raise ValueError(f"{path} is no API workflow: expected nodes by their ids, each with class_type and inputs")
+    return graph
+
+
+def free(folder: Path, name: str) -> Path:
+    """Where to write an image of that name: below `folder`, whatever the server says, and over no other file."""
+    parts = [part.replace(":", "_") for part in name.replace("\\", "/").split("/") if part.strip(". ")]
+    path = folder.joinpath(*parts or ["image"])
+    first, number = path, 1
+    while path.exists():
+        number += 1
+        path = first.with_name(f"{first.stem}-{number}{first.suffix}")
+    return path
+
+
 def override(graph: Graph, setting: str) -> tuple[str, str, str]:
     """Split NODE.INPUT=VALUE into the id of the node, the input, the value. Raises ValueError where NODE is none or
-    several of the graph's nodes, or has no such input."""
+    several of the graph's nodes."""
     target, equals, value = setting.partition("=")
     name, dot, key = target.rpartition(".")
     if not (equals and dot and name and key):
@@ -203,10 +234,19 @@ def override(graph: Graph, setting: str) -> tuple[str, str, str]:
     return found[0], key, value
 
 
-def apply(graph: Graph, settings: list[str]) -> None:
-    """Set inputs; a VALUE is JSON where it can be read as such, else text."""
+def check_input(graph: Graph, node: str, key: str, inputs: Callable[[str], set[str]]) -> None:
+    """Raise ValueError where the node has no such input, which servers pass over in silence. `inputs` of a type of
+    node are only asked for where the workflow does not have it already."""
+    present, kind = graph[node]["inputs"], graph[node]["class_type"]
+    if key not in present and key not in (known := inputs(kind)):
+        raise ValueError(f"{kind} has no input '{key}': expected one of {', '.join(sorted(known | set(present)))}")
+
+
+def apply(graph: Graph, settings: list[str], inputs: Callable[[str], set[str]] = lambda kind: set()) -> None:
+    """Set inputs; a VALUE is JSON where it can be read as such, else text. `inputs` as in `check_input`."""
     for setting in settings:
         node, key, value = override(graph, setting)
+        check_input(graph, node, key, inputs)
         try:
             graph[node]["inputs"][key] = json.loads(value)
         except json.JSONDecodeError:
@@ -235,7 +275,7 @@ def _node_errors(errors: dict[str, Any]) -> str:
 def _show(graph: Graph) -> Progress:
     def show(node: str, value: int, total: int) -> None:
         title = graph.get(node, {}).get("_meta", {}).get("title") or graph.get(node, {}).get("class_type", node)
-        bar = "#" * (30 * value // max(total, 1))
+        bar = "#" * int(30 * value / max(total, 1))
         end = "\n" if value >= total else ""
         print(f"\r{title:24.24} [{bar:30}] {value}/{total}", end=end, file=sys.stderr, flush=True)
 
@@ -252,15 +292,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     client = Client(options.server)
     try:
-        graph: Graph = json.loads(options.workflow.read_text(encoding="utf-8"))
-        apply(graph, options.settings)
+        graph = read_graph(options.workflow)
+        apply(graph, options.settings, client.inputs)
         for setting in options.upload:
             node, key, file = override(graph, setting)
+            check_input(graph, node, key, client.inputs)
             graph[node]["inputs"][key] = client.upload(Path(file))
         entry = client.run(graph, _show(graph))
         options.output.mkdir(parents=True, exist_ok=True)
         for name, contents in client.images(entry):
-            path = options.output / name
+            path = free(options.output, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(contents)
             print(path)
     except WorkflowError as error:
