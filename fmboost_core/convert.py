@@ -135,7 +135,7 @@ def _authors_config(settings: Mapping[str, Any], origin: Path, space: str, scale
     net = _section(flow, "net_cfg", origin)
     values = {ours: net.get(theirs, default) for theirs, ours, default in _NET_SETTINGS}
     missing = [theirs for theirs, ours, _ in _NET_SETTINGS if values[ours] is None]
-    unknown = sorted(set(net) - {theirs for theirs, _, _ in _NET_SETTINGS})
+    unknown = sorted(map(str, set(net) - {theirs for theirs, _, _ in _NET_SETTINGS}))
     if missing or unknown:
         raise ValueError(
             f"the network settings in {origin} are not those of the authors' EfficientUNet: "

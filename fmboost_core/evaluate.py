@@ -229,6 +229,8 @@ def evaluate_files(
     `scale` and `space` are needed only without models. `fid` is the user's file of Inception weights, `lpips` the name
     of a network whose weights lie in torch's hub folder.
     """
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)  # now, not after the work
     loaded: dict[str, CFMModel] = {}
     stems = [resolve(name).stem for name in models]
     for name, stem in zip(models, stems, strict=True):
@@ -254,7 +256,6 @@ def evaluate_files(
     )
     if out is not None:
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
         write_csv(result.printed, folder / "results.csv")
         (folder / "table.md").write_text(table(result.printed, markdown=True) + "\n", encoding="utf-8")
         picture_grid(result.pictures, folder / "pictures.png")

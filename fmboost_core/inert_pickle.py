@@ -148,7 +148,8 @@ def _plain(value: Any, reader: _Reader, seen: dict[int, Any]) -> Any:
         result.extend(_plain(item, reader, seen) for item in value)
         return result
     if isinstance(value, tuple) and not isinstance(value, _Storage):
-        return tuple(_plain(item, reader, seen) for item in value)
+        result = seen[id(value)] = tuple(_plain(item, reader, seen) for item in value)
+        return result
     if isinstance(value, Record):
         result = seen[id(value)] = _meaning(value, reader, seen)
         return result

@@ -34,7 +34,13 @@ class _Decoder(nn.Module):
 def is_kl_vae(folder: Path) -> bool:
     """Whether this is a folder written by diffusers' AutoencoderKL."""
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("_class_name") == "AutoencoderKL"
+    if not config.is_file():
+        return False
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is not JSON ({error}): get the file again") from error
+    return isinstance(found, dict) and found.get("_class_name") == "AutoencoderKL"
 
 
 def load_kl_vae(

@@ -58,6 +58,8 @@ def make_methods(
     unknown = [b for b in baselines if b not in BASELINES] + [s for s in solvers if s not in SOLVERS]
     if unknown:
         raise ValueError(f"unknown {unknown[0]!r}: expected baselines of {BASELINES} and solvers of {tuple(SOLVERS)}")
+    if not steps or min(steps) < 1:
+        raise ValueError(f"steps are {list(steps)}: expected whole numbers from 1, such as [4, 10]")
 
     def run(name: str, model: CFMModel, solver: str, n: int | None) -> Method:
         start = 0 if is_regression(model) else noise_step

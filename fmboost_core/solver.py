@@ -93,7 +93,8 @@ def _adaptive(
     frames: int,
 ) -> Solution:
     counter = _Counted(velocity, conditions, None, callback, reverse)
-    options = {"step_t": torch.ones(1, device=x0.device)}  # else the last step is overshot, to t > 1
+    # A last step that is not overshot, to t > 1; and times in float32, as not every device has float64.
+    options = {"step_t": torch.ones(1, device=x0.device), "dtype": torch.float32}
     images = []
     for i in range(x0.shape[0]):
         counter.conditions = [c[i : i + 1] for c in conditions]

@@ -128,7 +128,10 @@ def load_vae(
         path = _pair_in_folder(path, space)
     if not path.is_file():
         raise FileNotFoundError(f"no autoencoder at {path}: expected a TAESD file, its pair, or a folder with both")
-    found = latent_space(space) if space else _space_from_name(path)
+    named = _space_from_name(path)
+    found = latent_space(space) if space else named
+    if found is not None and named is not None and named != found:
+        raise ValueError(f"{path} is named as the autoencoder of {named.name} latents: expected one of {found.name}")
     weights = _nets(path)
     if set(weights) != {"encoder", "decoder"}:
         have = next(iter(weights))

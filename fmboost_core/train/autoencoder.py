@@ -7,22 +7,28 @@ crops of photos, so its latents can be exchanged with the teacher's.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import check_kinds
 from ..photos import Photo, find_photos, load_photo
 from ..storage import write_tensors
 from ..vae import TinyVAE, load_vae
 from .ema import EMA
+from .settings import from_one
+
+STATE = "state.safetensors"
+PIXELS = 8  # of a latent pixel
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,25 @@ class AutoencoderSettings:
     save_every: int = 250
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        from_one(self, "width", "short_side", "crop", "batch", "steps", "save_every")
+        if self.crop % PIXELS:
+            raise ValueError(f"crop is {self.crop}: expected a multiple of {PIXELS} px, a latent pixel")
+
+    @property
+    def identity(self) -> str:
+        """What must stay the same for a resumed run to be the same run: not its length, nor where things lie."""
+        left = ("steps", "decay", "save_every", "photos", "teacher", "out")
+        return json.dumps({k: v for k, v in asdict(self).items() if k not in left}, sort_keys=True)
+
 
 def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) -> Path:
-    """Train, and return the file of both halves; `resume` goes on from the last save in the same folder."""
+    """Train, and return the file of both halves; `resume` goes on from the last save in the same folder. Raises
+    ValueError where the folder holds a run and `resume` is not asked for, or holds none or another one and it is."""
     out = Path(settings.out)
+    if not resume and (out / STATE).exists():
+        raise ValueError(f"{out} holds a run already: add --resume to go on, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     teacher = load_vae(settings.teacher, space=settings.latent_space, dtype=torch.bfloat16)
     torch.manual_seed(settings.seed)
@@ -55,7 +76,7 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
     student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0)
     average = EMA(student, settings.ema)
-    first = _load(out, student, optimizer, average) if resume else 0
+    first = _load(out, settings, student, optimizer, average) if resume else 0
     photos = [_pixels(p, settings.short_side) for p in tqdm(find_photos(settings.photos), desc="reading photos")]
     smallest = min(min(photo.shape[1:]) for photo in photos)
     if smallest < settings.crop:
@@ -97,7 +118,7 @@ def train_autoencoder(settings: AutoencoderSettings, *, resume: bool = False) ->
             with (out / "log.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([step + 1, encoder_mean, decoder_mean, time.monotonic() - since])
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            _save(out, student, optimizer, average, step + 1)
+            _save(out, settings, student, optimizer, average, step + 1)
             file = out / f"fmboost-{settings.latent_space}-vae.safetensors"
             write_tensors({k: v.half().contiguous() for k, v in average.state.items()}, file)
     return out / f"fmboost-{settings.latent_space}-vae.safetensors"
@@ -125,20 +146,37 @@ def _edges(a: Tensor, b: Tensor) -> Tensor:
     return F.l1_loss(a.diff(dim=2), b.diff(dim=2)) + F.l1_loss(a.diff(dim=3), b.diff(dim=3))
 
 
-def _save(out: Path, student: TinyVAE, optimizer: torch.optim.Optimizer, average: EMA, step: int) -> None:
+def _save(
+    out: Path,
+    settings: AutoencoderSettings,
+    student: TinyVAE,
+    optimizer: torch.optim.Optimizer,
+    average: EMA,
+    step: int,
+) -> None:
     state = {f"student.{k}": v for k, v in student.state_dict().items()}
     state |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
     state["step"] = torch.tensor(step)
-    write_tensors({k: v.contiguous() for k, v in state.items()}, out / "state.safetensors")
+    write_tensors({k: v.contiguous() for k, v in state.items()}, out / STATE, {"settings": settings.identity})
 
 
-def _load(out: Path, student: TinyVAE, optimizer: torch.optim.Optimizer, average: EMA) -> int:
-    path = out / "state.safetensors"
+def _load(
+    out: Path, settings: AutoencoderSettings, student: TinyVAE, optimizer: torch.optim.Optimizer, average: EMA
+) -> int:
+    path = out / STATE
     if not path.is_file():
         raise ValueError(f"nothing to resume in {out}: run without --resume first")
-    state = load_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("settings")
+            names = list(file.keys())
+            state = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"the state {path} is damaged ({error}): begin anew in another folder") from error
+    if found != settings.identity:
+        raise ValueError(f"{out} was trained with {found}, this run has {settings.identity}: choose another folder")
     student.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("student.")})
     average.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("average.")})
     slots: dict[int, dict[str, Tensor]] = {}

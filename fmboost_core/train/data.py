@@ -89,7 +89,7 @@ def cache_latents(
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
     _check_identity(cache, identity)
-    names = _names(photos)
+    names = names_of(photos)
     ordered = sorted(photos, key=names.__getitem__)  # as `pack` finds them again
     jobs = [(photo, variant) for variant in variants for photo in ordered]
     files: list[Path] = []
@@ -113,7 +113,7 @@ def cache_latents(
     return files
 
 
-def _names(photos: Sequence[Photo]) -> dict[Photo, str]:
+def names_of(photos: Sequence[Photo]) -> dict[Photo, str]:
     """Of their examples: the stem, and where two photos share it, a digest of the path beside it."""
     shared = Counter(photo.stem for photo in photos)
     return {p: p.stem if shared[p.stem] == 1 else f"{p.stem}-{zlib.crc32(str(p).encode()):08x}" for p in photos}

@@ -175,7 +175,7 @@ class _Run:
             }
             reflow = None
             if data.reflow_model:
-                reflow = Reflow(data.reflow_model, data.reflow_steps, flow, self.accelerator.device)
+                reflow = Reflow(data.reflow_model, data.reflow_steps, flow, data.latent_space, self.accelerator.device)
                 identity |= reflow_identity(data)
             jobs = range(len(photos) * len(variants))
             files = cache_latents(

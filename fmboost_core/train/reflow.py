@@ -39,12 +39,16 @@ class Reflow:
     """The model file or shipped model `origin`, run for `steps` of Euler on every cached example.
 
     Its transport is learnt with the flow. Its back projection is left out: it follows the new model again. Raises
-    ValueError where it does not start as `flow` does: its noise
-    would not be the one that is learnt.
+    ValueError where it lifts other latents than those of `space`, or does not start as `flow` does: its noise would
+    not be the one that is learnt.
     """
 
-    def __init__(self, origin: str | Path, steps: int, flow: FlowConfig, device: torch.device | str) -> None:
+    def __init__(
+        self, origin: str | Path, steps: int, flow: FlowConfig, space: str, device: torch.device | str
+    ) -> None:
         self.model: CFMModel = load_model(origin, device=device)
+        if self.model.space.name != space:
+            raise ValueError(f"reflow of {origin}, which lifts {self.model.space.name} latents: expected {space} ones")
         self.steps = steps
         found = replace(self.model.config.flow, back_projection=flow.back_projection)
         if found != flow:

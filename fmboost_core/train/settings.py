@@ -43,7 +43,7 @@ class DataSettings:
         if isinstance(sides := self.short_sides, (int, list)):  # as TOML has one or several
             object.__setattr__(self, "short_sides", tuple(sides) if isinstance(sides, list) else (sides,))
         check_kinds(self)
-        _from_one(self, "reflow_steps")
+        from_one(self, "reflow_steps")
         if not self.short_sides or min(self.short_sides) < 1:
             raise ValueError(f"short_sides is {list(self.short_sides)}: expected pixels, such as [512]")
         if self.latent_noise < 0:
@@ -81,7 +81,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        _from_one(self, "steps", "batch", "crop", "log_every", "save_every", "validate_every", "validation_steps")
+        from_one(self, "steps", "batch", "crop", "log_every", "save_every", "validate_every", "validation_steps")
         for name, allowed in (
             ("objective", OBJECTIVES),
             ("t_sampling", T_SAMPLINGS),
@@ -123,6 +123,9 @@ class RunSettings:
             raise ValueError(
                 f"noise_from is {self.train.noise_from}: expected 0 to flow.noise_step, {self.flow.noise_step}, or -1"
             )
+        pixels = latent_space(self.data.latent_space).pixels
+        if self.train.colour_weight and pixels % self.flow.scale:
+            raise ValueError(f"colour_weight compares whole pixels: scale is {self.flow.scale}, expected 2, 4 or 8")
         if objective == "sr3" and (self.data.validation or self.train.decodes):
             raise ValueError("validation and the decoded loss follow a flow, which sr3 has not: leave both out")
 
@@ -213,7 +216,8 @@ def _table(values: Any, where: str) -> dict[str, Any]:
     return values
 
 
-def _from_one(settings: Any, *names: str) -> None:
+def from_one(settings: Any, *names: str) -> None:
+    """Raise ValueError unless each of these settings is at least 1."""
     for name in names:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is {getattr(settings, name)}: expected a whole number from 1")

@@ -28,15 +28,16 @@ class Held:
 
 
 def held_out(photos: Sequence[Photo], vae: VAE, scale: int, short_side: int | None, size: int) -> list[Held]:
-    """Centre crops of `size` high latent pixels of photos brought to `short_side`."""
-    result = []
+    """Centre crops of `size` high latent pixels, less where the scale does not divide it, of photos brought to
+    `short_side`, on the device of the autoencoder's latents."""
+    result, size = [], size // scale * scale
     for path in photos:
         photo = load_photo(path, short_side, 8 * scale)
         top = max(0, (photo.shape[2] - 8 * size) // 2 // (8 * scale) * 8 * scale)
         left = max(0, (photo.shape[3] - 8 * size) // 2 // (8 * scale) * 8 * scale)
         photo = photo[:, :, top : top + 8 * size, left : left + 8 * size]
         example = {k: v[None] for k, v in encode_example(photo, scale, vae).items()}
-        result.append(Held(photo, **example))
+        result.append(Held(photo.to(example["high"].device), **example))
     return result
 
 

@@ -266,6 +266,8 @@ def test_plots_are_written(tmp_path):
         ({"models": {"a": fresh(space="sdxl")}}, "sdxl latents"),
         ({"models": {"psu": fresh()}}, "cannot be called psu"),
         ({"solvers": ("euler", "rk5")}, "rk5"),
+        ({"steps": (4, 0)}, "steps are .*expected whole numbers from 1"),
+        ({"steps": ()}, "steps are .*expected whole numbers from 1"),
         ({"baselines": ("lanczos",)}, "lanczos"),
         ({"short_side": 64}, "too small"),
         ({"photos": []}, "none of the 0 photos"),

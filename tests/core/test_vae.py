@@ -187,9 +187,15 @@ def test_a_pair_of_two_families_does_not_fit(tmp_path):
 
 
 def test_the_wrong_family_is_named(tmp_path):
-    path = write_pair(tmp_path)
+    path = write_pair(tmp_path, stem="mine")
     with pytest.raises(ValueError, match="makes latents of 4 channels: flux latents have 16; choose"):
         load_vae(path, space="flux")
+
+
+def test_a_name_and_a_family_that_disagree_are_named(tmp_path):
+    path = write_pair(tmp_path)
+    with pytest.raises(ValueError, match="named as the autoencoder of sd15 latents: expected one of sdxl"):
+        load_vae(path, space="sdxl")
 
 
 def test_an_unknown_family_must_be_said(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,30 @@ def test_resumed_is_uninterrupted(settings, whole):
     ours = load_file(resumed)
     for key, value in load_file(whole).items():
         assert torch.equal(ours[key], value), key
+
+
+def test_a_run_is_not_overwritten_nor_changed_on_resume(settings, whole):
+    before = whole.read_bytes()
+    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+        train_autoencoder(replace(settings, steps=1))
+    with pytest.raises(ValueError, match="was trained with .*choose another folder"):
+        train_autoencoder(replace(settings, width=16), resume=True)
+    assert whole.read_bytes() == before
+
+
+def test_a_damaged_state_is_a_sentence(settings, whole):
+    other = replace(settings, out=settings.out.replace("whole", "damaged"))
+    shutil.copytree(settings.out, other.out)
+    state = next(Path(other.out).glob("state.*"))
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is damaged"):
+        train_autoencoder(other, resume=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("width", 0), ("steps", 0), ("crop", 100), ("ema", "x")])
+def test_bad_settings_are_refused(settings, name, value):
+    with pytest.raises(ValueError, match=f"{name} is '?{value}'?: expected"):
+        replace(settings, **{name: value})
 
 
 def test_a_resumed_curve_is_a_mean_over_the_steps_it_saw(settings, whole):

@@ -44,7 +44,7 @@ def cached(teacher, tmp_path_factory):
     save_photo(torch.rand(1, 3, 160, 192, generator=torch.Generator().manual_seed(1)), folder / "photo.png")
     torch.manual_seed(2)
     vae = TinyVAE(LATENT_SPACES["sd15"], width=8).eval().requires_grad_(False)
-    reflow = Reflow(teacher, STEPS, FLOW, "cpu")
+    reflow = Reflow(teacher, STEPS, FLOW, "sd15", "cpu")
     return cache_latents(
         [folder / "photo.png"],
         [Variant(None)],
@@ -100,8 +100,8 @@ def test_back_projection_is_no_part_of_what_is_learnt(teacher):
     psu = torch.randn(4, 8, 8)
     example = {"psu": psu, "low": torch.randn(4, 4, 4), "high": psu, "picture": torch.zeros(3, 32, 32)}
     rounds = replace(FLOW, back_projection=2)
-    found = Reflow(teacher, STEPS, rounds, "cpu")(example, Silent(), 0)
-    assert torch.equal(found["high"], Reflow(teacher, STEPS, FLOW, "cpu")(example, Silent(), 0)["high"])
+    found = Reflow(teacher, STEPS, rounds, "sd15", "cpu")(example, Silent(), 0)
+    assert torch.equal(found["high"], Reflow(teacher, STEPS, FLOW, "sd15", "cpu")(example, Silent(), 0)["high"])
 
 
 def test_a_cache_knows_the_model_of_its_results(teacher):
@@ -125,11 +125,17 @@ def test_noise_is_drawn_anew_for_every_photo(cached):
 )
 def test_another_start_is_refused(teacher, flow, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Reflow(teacher, STEPS, flow, "cpu")
+        Reflow(teacher, STEPS, flow, "sd15", "cpu")
 
 
 def test_a_flow_from_the_mean_is_refused(teacher, tmp_path):
     model, flow = load_model(teacher), replace(FLOW, posterior_mean=True)
     save_model(tmp_path / "mean.safetensors", replace(model.config, flow=flow), model.net.state_dict())
     with pytest.raises(ValueError, match="which starts from its own mean"):
-        Reflow(tmp_path / "mean.safetensors", STEPS, flow, "cpu")
+        Reflow(tmp_path / "mean.safetensors", STEPS, flow, "sd15", "cpu")
+
+
+def test_a_model_of_other_latents_is_refused(teacher):
+    """As many channels are not enough."""
+    with pytest.raises(ValueError, match="which lifts sd15 latents: expected sdxl ones"):
+        Reflow(teacher, STEPS, FLOW, "sdxl", "cpu")
