@@ -17,6 +17,7 @@ from pathlib import Path
 from fmboost_core.checkpoint import load_model
 from fmboost_core.evaluate import evaluate
 from fmboost_core.photos import find_photos, load_photo, save_photo
+from fmboost_core.train.data import names_of
 from fmboost_core.train.loop import train
 from fmboost_core.train.settings import read_settings
 from fmboost_core.vae import load_vae
@@ -82,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     photos = args.out / "photos"
     photos.mkdir(parents=True, exist_ok=True)
-    for path in spread(find_photos(args.photos), args.photo_count):
-        reduced = photos / f"{path.stem}.png"
+    for path, stem in names_of(spread(find_photos(args.photos), args.photo_count)).items():
+        reduced = photos / f"{stem}.png"
         if not reduced.exists():
             save_photo(load_photo(path, SHORT_SIDE, 16), reduced)
     folders = (f"data.photos={photos}", f"data.vae={args.vae}", f"data.cache={args.out / 'cache'}")
@@ -98,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
             train(settings, folder, resume=(folder / "state" / "progress.json").is_file())
             took.write_text(f"{time.process_time() - begun:.0f}", encoding="utf-8")
         models[name], seconds[name] = load_model(file), int(took.read_text(encoding="utf-8"))
+        if models[name].config.sha256 != settings.fingerprint:
+            parser.error(f"{file} was trained with other settings: choose another folder as --out, or delete it")
     vae = load_vae(args.vae, space="sd15")
     held_out = spread(find_photos(args.held_out), args.held_out_count)
     found = evaluate(models, held_out, vae, short_side=SHORT_SIDE, steps=args.steps, pictures=0)
@@ -120,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         Column("grid 8", "grid8", ".2f"),
     )
     note = "Each line differs from the first model by what its name says. Training: seconds of CPU time."
-    settings = {"base": f"{CONFIG.name}, {', '.join(BASE)}", "photos": f"{args.photo_count}, held out {len(held_out)}"}
+    base = ", ".join([CONFIG.name, *BASE, *args.set])
+    settings = {"base": base, "photos": f"{args.photo_count}, held out {len(held_out)}"}
     print(write(Report("One setting at a time", columns, rows, [note]), "ablations", args.out, settings))
     return 0
 

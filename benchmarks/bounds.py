@@ -148,8 +148,10 @@ def main() -> None:
     args = parser.parse_args()
     paths = find_photos(args.data)[: args.limit]
     models = {name: load_model(name) for name in args.models}
-    space = models[args.models[0]].space.name
-    vae = load_vae(args.vae, space=space, dtype=getattr(torch, args.vae_dtype))
+    spaces = sorted({model.space.name for model in models.values()})
+    if len(spaces) > 1:
+        parser.error(f"models of {' and '.join(spaces)} latents: expected those of one, which have one autoencoder")
+    vae = load_vae(args.vae, space=spaces[0], dtype=getattr(torch, args.vae_dtype))
     for name, model in models.items():
         report(name, *measure(model, paths, vae, args.short_side, args.steps), args.energy)
 

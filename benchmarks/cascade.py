@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
     model = load_model(args.model)
+    if model.scale != 2:
+        parser.error(f"{args.model} lifts x{model.scale}: two lifts are compared here with x4, expected a model of x2")
     vae = load_vae(args.vae, space=model.space.name)
     photos = find_photos(args.data)
     noise_steps = [int(n) for n in args.noise_steps.split(",")]

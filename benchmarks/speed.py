@@ -49,10 +49,11 @@ def main() -> None:
     model = load_model(args.model)
     taesd = load_vae(args.vae, space=model.space.name)
     full = AutoencoderKL(**SD15).eval()
-    low = torch.randn(1, 4, *(args.side // 8 // model.scale,) * 2)
-    high = torch.randn(1, 4, args.side // 8, args.side // 8)
+    low = torch.randn(1, model.space.channels, *(args.side // 8 // model.scale,) * 2)
+    high = torch.randn(1, model.space.channels, args.side // 8, args.side // 8)
+    latent = high[:, :4]  # of the full autoencoder, which is that of SD1.5 in size
     rows = [
-        ("decode, full autoencoder", milliseconds(lambda: full.decode(high), args.repeats)),
+        ("decode, full autoencoder", milliseconds(lambda: full.decode(latent), args.repeats)),
         ("decode, TAESD", milliseconds(lambda: taesd.decode(high), args.repeats)),
     ]
     for steps in args.steps:

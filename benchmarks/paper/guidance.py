@@ -92,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/paper-guidance"))
     args = parser.parse_args(arguments)
     prompts = [line for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        parser.error(f"{args.prompts} has no prompts: expected one a line")
     graph = json.loads(args.workflow.read_text(encoding="utf-8"))
     client = api().Client(args.server)
     images: dict[float, list[Path]] = {}
@@ -99,9 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
     for scale, i, job in sweep(graph, args.scales, prompts, {"sampler": args.sampler, "prompt": args.prompt_node}):
         path = args.out / f"cfg{scale:g}-{i:05d}.png"
         images.setdefault(scale, []).append(path)
-        if not path.exists():
+        record, asked = path.with_suffix(".json"), json.dumps(job, sort_keys=True)
+        if not path.exists() or not record.exists() or record.read_text(encoding="utf-8") != asked:
             _, contents = next(client.images(client.run(job)))
             path.write_bytes(contents)
+            record.write_text(asked, encoding="utf-8")
         print(path, flush=True)
     reference = find_photos(args.reference)
     rows = [

@@ -15,6 +15,7 @@ from PIL import Image
 from fmboost_core.checkpoint import load_model, read_model_file
 from fmboost_core.model import CFMModel
 from fmboost_core.photos import Photo, find_photos, load_photo, save_photo
+from fmboost_core.train.data import names_of
 from fmboost_core.train.loop import train
 from fmboost_core.train.settings import DataSettings, RunSettings, TrainSettings
 from fmboost_core.vae import TinyVAE, load_vae
@@ -106,13 +107,17 @@ class Lab:
         """The photos themselves, or `count` of them reduced once, so that no experiment reads large files again."""
         if count is None or self.preset.short_side >= 1024:
             return self.sources[kind]
-        folder = self.out / "photos" / kind
-        if not (folder / "done").exists():
+        folder, source = self.out / "photos" / kind, str(self.sources[kind].resolve())
+        done = folder / "done"
+        if not done.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            for path in spread(find_photos(self.sources[kind]), count):
+            chosen = spread(find_photos(self.sources[kind]), count)
+            for path, name in names_of(chosen).items():
                 photo = load_photo(path, self.preset.short_side, 8 * self.preset.scale)
-                save_photo(photo, folder / f"{path.stem}.png")
-            (folder / "done").touch()
+                save_photo(photo, folder / f"{name}.png")
+            done.write_text(source, encoding="utf-8")
+        if (found := done.read_text(encoding="utf-8")) != source:
+            raise ValueError(f"{self.out} has its photos from {found}, not {source}: choose another folder as --out")
         return folder
 
 
