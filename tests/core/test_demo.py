@@ -76,8 +76,9 @@ def test_a_model_of_another_family_is_told_what_the_demo_holds(tmp_path, capsys)
     net = NetConfig(in_channels=8, out_channels=4, model_channels=32, channel_mult=(1,), attention_resolutions=())
     config = ModelConfig(net=net, latent_space="sdxl")
     save_model(tmp_path / "other.safetensors", config, UNet(net).state_dict())
-    vae = str(shipped_vae("sd15"))
-    args = ["demo", "--model", str(tmp_path / "other.safetensors"), "--vae", vae, "--out", str(tmp_path)]
+    vae = tmp_path / "vae.safetensors"  # whose name tells no family
+    vae.write_bytes(shipped_vae("sd15").read_bytes())
+    args = ["demo", "--model", str(tmp_path / "other.safetensors"), "--vae", str(vae), "--out", str(tmp_path)]
     assert main(args) == 2
     assert "lifts sdxl latents x2 and the demo's are sd15 x2" in capsys.readouterr().err
 
