@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +61,10 @@ class Variant:
     @property
     def name(self) -> str:
         return f"{self.short_side or 'full'}{'f' if self.flip else ''}{f'n{self.noise:g}' if self.noise else ''}"
+
+
+EXAMPLE = re.compile(r"(?P<photo>.*?)\.(?P<side>\d+)(?P<flip>f?)(?:n(?P<noise>[\d.e-]+))?\.safetensors")
+"""The file of an example in a variant: ``photo.512f.safetensors``, ``photo.512n0.1.safetensors``."""
 
 
 def variants_of(short_sides: Sequence[int], flips: bool, latent_noise: float) -> list[Variant]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..storage import write_tensors
 from ..vae import TinyVAE
-from .data import read_example
+from .data import EXAMPLE, read_example
 from .reflow import reflow_identity
 from .settings import RunSettings
 
@@ -78,13 +77,9 @@ def _check_identity(path: str | Path, found: dict[str, str | int], settings: Run
         raise ValueError(f"the packed cache {path} was made with {found}, this run has {wanted}: pack another cache")
 
 
-VARIANT = re.compile(r"(?P<photo>.*?)\.(?P<side>\d+)(?P<flip>f?)(?:n(?P<noise>[\d.e-]+))?\.safetensors")
-"""The name of an example, as `data.Variant` makes it: ``photo.512f.safetensors``, ``photo.512n0.1.safetensors``."""
-
-
 def _order(file: Path) -> tuple[float, bool, int, str]:
     """By variant in the order of `data.variants_of`, then by photo."""
-    found = VARIANT.fullmatch(file.name)
+    found = EXAMPLE.fullmatch(file.name)
     if found is None:
         raise ValueError(f"{file} is not an example of a latent cache: move it elsewhere")
     return float(found["noise"] or 0), bool(found["flip"]), int(found["side"]), found["photo"]
