@@ -71,6 +71,25 @@ def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Pa
     return _Run(settings, Path(out), resume).run()
 
 
+REPORTS = ("log_every", "log_with", "save_every", "validate_every", "validation_photos")
+FREE = {
+    "train": ("steps", "decay", "start_from", *REPORTS),
+    "data": ("photos", "vae", "cache", "validation", "reflow_model"),
+}
+"""Settings a resumed run may have otherwise. What `start_from` did is done; the cache knows its `reflow_model`."""
+
+
+def _without(run: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, as JSON has them, but for those in `FREE`."""
+
+    def kept(section: str, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if name not in FREE.get(section, ())}
+
+    return {section: kept(section, given) for section, given in run.items()}
+
+
 class _Run:
     def __init__(self, settings: RunSettings, out: Path, resume: bool) -> None:
         self.settings, self.out = settings, out
@@ -329,17 +348,13 @@ class _Run:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What must stay the same for a resumed run to be the same run: not its length, nor its reports."""
-        values = json.loads(json.dumps(asdict(self.settings)))
-        for name in ("steps", "decay", "log_every", "log_with", "save_every", "validate_every", "validation_photos"):
-            values["train"].pop(name)
-        for name in ("photos", "vae", "cache", "validation"):
-            values["data"].pop(name)
-        return values
+        """What must stay the same for a resumed run to be the same run: not its length, its reports, nor where things
+        lie, so that it may go on on another machine."""
+        return _without(json.loads(json.dumps(asdict(self.settings))))
 
     def _resume(self) -> None:
         progress = json.loads((self.state / "progress.json").read_text(encoding="utf-8"))
-        ours, theirs = self._identity(), progress["run"]
+        ours, theirs = self._identity(), _without(progress["run"])
         kinds = {"data": DataSettings, "train": TrainSettings, "net": NetConfig, "flow": FlowConfig}
         for section, kind in kinds.items():  # settings newer than the run
             defaults = {f.name: f.default for f in fields(kind) if f.name in ours[section]}

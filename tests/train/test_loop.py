@@ -198,6 +198,7 @@ def test_a_run_older_than_a_setting_is_resumed_with_its_default(workplace, unint
     del progress["run"]["data"]["latent_noise"]
     del progress["run"]["flow"]["posterior_mean"]
     del progress["run"]["net"]["pool_factor"]
+    progress["run"]["train"]["start_from"] = "elsewhere.safetensors"  # where it lay on another machine
     record.write_text(json.dumps(progress))
     assert fmboost(workplace, "old", "--resume", "--set", "data.latent_noise=0.1") == 2
     assert "other settings" in capsys.readouterr().err
