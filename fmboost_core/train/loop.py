@@ -109,7 +109,6 @@ class _Run:
             raise ValueError(f"nothing to resume in {out}: run without --resume first")
         if not resume and self.state.exists():
             raise ValueError(f"{out} holds a run already: add --resume to go on, or choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(hp.seed)  # decides the first weights; every later draw has its own generator
         net = UNet(settings.net)
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -117,6 +116,7 @@ class _Run:
             said = start_from(net, settings.model_config(), hp.start_from)
             if self.accelerator.is_main_process:
                 log.info(said)
+        out.mkdir(parents=True, exist_ok=True)
         decayed = [p for p in net.parameters() if p.ndim > 1]
         rest = [p for p in net.parameters() if p.ndim <= 1]
         optimizer = torch.optim.AdamW(
