@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,9 @@ from ..storage import write_tensors
 from ..upsample import VAE, reduce_pixels, upsample
 
 log = logging.getLogger(__name__)
+
+ORDER = "order.json"
+"""In a cache: its examples by name, in the order of the run that used it last."""
 
 
 @torch.inference_mode()
@@ -63,14 +65,10 @@ class Variant:
         return f"{self.short_side or 'full'}{'f' if self.flip else ''}{f'n{self.noise:g}' if self.noise else ''}"
 
 
-EXAMPLE = re.compile(r"(?P<photo>.*?)\.(?P<side>\d+)(?P<flip>f?)(?:n(?P<noise>[\d.e-]+))?\.safetensors")
-"""The file of an example in a variant: ``photo.512f.safetensors``, ``photo.512n0.1.safetensors``."""
-
-
 def variants_of(short_sides: Sequence[int], flips: bool, latent_noise: float) -> list[Variant]:
     """Every size as it is; with `flips` mirrored, too; with `latent_noise` each of these once more, disturbed."""
     mirrored, noises = (False, True) if flips else (False,), (0.0, latent_noise) if latent_noise else (0.0,)
-    return [Variant(side, flip, noise) for noise in noises for flip in mirrored for side in sorted(short_sides)]
+    return [Variant(side, flip, noise) for noise in noises for flip in mirrored for side in short_sides]
 
 
 def cache_latents(
@@ -94,9 +92,8 @@ def cache_latents(
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
     _check_identity(cache, identity)
+    jobs = [(photo, variant) for variant in variants for photo in photos]
     names = names_of(photos)
-    ordered = sorted(photos, key=names.__getitem__)  # as `pack` finds them again
-    jobs = [(photo, variant) for variant in variants for photo in ordered]
     files: list[Path] = []
     for i in progress if progress is not None else range(len(jobs)):
         photo, variant = jobs[i]
@@ -115,6 +112,7 @@ def cache_latents(
         files.append(target)
     if not files:
         raise ValueError(f"none of the {len(photos)} photos could be read")
+    (cache / ORDER).write_text(json.dumps([file.name for file in files], indent=0), encoding="utf-8")
     return files
 
 

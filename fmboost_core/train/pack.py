@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..storage import write_tensors
 from ..vae import TinyVAE
-from .data import EXAMPLE, read_example
+from .data import ORDER, read_example
 from .reflow import reflow_identity
 from .settings import RunSettings
 
@@ -28,7 +28,7 @@ def pack(cache: str | Path, out: str | Path, limit: int | None = None) -> int:
     if not is_packed(out):
         raise ValueError(f"{out} would not be taken for a packed cache: expected a name that ends in .safetensors")
     record = cache / "cache.json"
-    files = sorted(cache.glob("*.safetensors"), key=_order) if record.is_file() else []
+    files = _ordered(cache) if record.is_file() else []
     if not files:
         raise ValueError(f"{cache} is no latent cache: expected the folder data.cache of an earlier 'fmboost train'")
     if limit is not None:
@@ -77,12 +77,12 @@ def _check_identity(path: str | Path, found: dict[str, str | int], settings: Run
         raise ValueError(f"the packed cache {path} was made with {found}, this run has {wanted}: pack another cache")
 
 
-def _order(file: Path) -> tuple[float, bool, int, str]:
-    """By variant in the order of `data.variants_of`, then by photo."""
-    found = EXAMPLE.fullmatch(file.name)
-    if found is None:
-        raise ValueError(f"{file} is not an example of a latent cache: move it elsewhere")
-    return float(found["noise"] or 0), bool(found["flip"]), int(found["side"]), found["photo"]
+def _ordered(cache: Path) -> list[Path]:
+    """The examples of a cache in the order of its last run, so that crops are the same; then others, by name."""
+    files = {file.name: file for file in sorted(cache.glob("*.safetensors"))}
+    order = cache / ORDER
+    names = json.loads(order.read_text(encoding="utf-8")) if order.is_file() else []
+    return [files.pop(name) for name in names if name in files] + list(files.values())
 
 
 def _spread(files: list[Path], limit: int) -> list[Path]:

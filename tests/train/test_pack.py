@@ -83,7 +83,7 @@ def test_crops_are_those_of_the_folder(place, capsys):
 
 
 def test_examples_are_in_the_order_in_which_a_run_lists_them(tmp_path):
-    """Names that do not sort as text do: 96 before 128, mirrored after, disturbed last, photos by name."""
+    """Which is not that of their names: sizes as asked for, mirrored after, disturbed last."""
     (tmp_path / "photos").mkdir()
     for n, name in enumerate(("a", "a-b", "c.d")):
         Image.new("RGB", (160 + 16 * n, 160), (90, 120, 150)).save(tmp_path / "photos" / f"{name}.png")
