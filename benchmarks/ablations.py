@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from fmboost_core.checkpoint import load_model
 from fmboost_core.evaluate import evaluate
-from fmboost_core.photos import find_photos, load_photo, save_photo
-from fmboost_core.train.data import names_of
+from fmboost_core.model import CFMModel
+from fmboost_core.photos import find_photos
 from fmboost_core.train.loop import train
-from fmboost_core.train.settings import read_settings
+from fmboost_core.train.settings import RunSettings, read_settings
 from fmboost_core.vae import load_vae
 
-from .paper.lab import spread
+from .paper.lab import check_trained, reduced, spread
 from .paper.report import Column, Report, write
 
 CONFIG = Path(__file__).parents[1] / "configs" / "sd15-x2.toml"
@@ -69,6 +70,22 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
+def trained(variants: Mapping[str, RunSettings], nets: Path) -> tuple[dict[str, CFMModel], dict[str, int]]:
+    """The network of each variant, trained where it is not in `nets` yet, and the seconds of CPU time it took."""
+    models, seconds = {}, {}
+    for name, settings in variants.items():
+        slug = "".join(c if c.isalnum() else "-" for c in name)
+        folder = nets / slug
+        file, took = folder / f"{settings.name}.safetensors", folder / "seconds"
+        if not took.exists():
+            begun = time.process_time()
+            train(settings, folder, resume=(folder / "state" / "progress.json").is_file())
+            took.write_text(f"{time.process_time() - begun:.0f}", encoding="utf-8")
+        models[name], seconds[name] = load_model(file), int(took.read_text(encoding="utf-8"))
+        check_trained(file, models[name].config, settings)
+    return models, seconds
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder to train on")
@@ -81,26 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="for every variant")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     args = parser.parse_args(arguments)
-    photos = args.out / "photos"
-    photos.mkdir(parents=True, exist_ok=True)
-    for path, stem in names_of(spread(find_photos(args.photos), args.photo_count)).items():
-        reduced = photos / f"{stem}.png"
-        if not reduced.exists():
-            save_photo(load_photo(path, SHORT_SIDE, 16), reduced)
-    folders = (f"data.photos={photos}", f"data.vae={args.vae}", f"data.cache={args.out / 'cache'}")
-    variants = {name: read_settings(CONFIG, [*folders, *BASE, *VARIANTS[name], *args.set]) for name in args.only}
-    models, seconds = {}, {}
-    for name, settings in variants.items():
-        slug = "".join(c if c.isalnum() else "-" for c in name)
-        folder = args.out / "nets" / slug
-        file, took = folder / f"{settings.name}.safetensors", folder / "seconds"
-        if not took.exists():
-            begun = time.process_time()
-            train(settings, folder, resume=(folder / "state" / "progress.json").is_file())
-            took.write_text(f"{time.process_time() - begun:.0f}", encoding="utf-8")
-        models[name], seconds[name] = load_model(file), int(took.read_text(encoding="utf-8"))
-        if models[name].config.sha256 != settings.fingerprint:
-            parser.error(f"{file} was trained with other settings: choose another folder as --out, or delete it")
+    try:
+        photos = reduced(args.photos, args.out / "photos", args.photo_count, SHORT_SIDE, 16)
+        folders = (f"data.photos={photos}", f"data.vae={args.vae}", f"data.cache={args.out / 'cache'}")
+        variants = {name: read_settings(CONFIG, [*folders, *BASE, *VARIANTS[name], *args.set]) for name in args.only}
+        models, seconds = trained(variants, args.out / "nets")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     vae = load_vae(args.vae, space="sd15")
     held_out = spread(find_photos(args.held_out), args.held_out_count)
     found = evaluate(models, held_out, vae, short_side=SHORT_SIDE, steps=args.steps, pictures=0)

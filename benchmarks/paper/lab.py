@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fmboost_core.checkpoint import load_model, read_model_file
+from fmboost_core.config import ModelConfig
 from fmboost_core.model import CFMModel
 from fmboost_core.photos import Photo, find_photos, load_photo, save_photo
 from fmboost_core.train.data import names_of
@@ -61,8 +62,7 @@ class Lab:
         """The network `name` of `RECIPES` after `step` steps (all of them), trained where it is not there yet."""
         path = self.train(name, step or self.preset.milestones[-1])
         config, _ = read_model_file(path)
-        if config.sha256 != self.settings(name, config.trained_on["steps"]).fingerprint:
-            raise ValueError(f"{path} was trained with other settings: choose another folder as --out, or delete it")
+        check_trained(path, config, self.settings(name, config.trained_on["steps"]))
         self.ran[name] = f"{config.trained_on['examples']} crops in {config.trained_on['steps']} steps"
         if RECIPES[name].objective != "sr3":
             return load_model(path, device=self.device)
@@ -107,18 +107,27 @@ class Lab:
         """The photos themselves, or `count` of them reduced once, so that no experiment reads large files again."""
         if count is None or self.preset.short_side >= 1024:
             return self.sources[kind]
-        folder, source = self.out / "photos" / kind, str(self.sources[kind].resolve())
-        done = folder / "done"
-        if not done.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            chosen = spread(find_photos(self.sources[kind]), count)
-            for path, name in names_of(chosen).items():
-                photo = load_photo(path, self.preset.short_side, 8 * self.preset.scale)
-                save_photo(photo, folder / f"{name}.png")
-            done.write_text(source, encoding="utf-8")
-        if (found := done.read_text(encoding="utf-8")) != source:
-            raise ValueError(f"{self.out} has its photos from {found}, not {source}: choose another folder as --out")
-        return folder
+        folder = self.out / "photos" / kind
+        return reduced(self.sources[kind], folder, count, self.preset.short_side, 8 * self.preset.scale)
+
+
+def reduced(source: Path, folder: Path, count: int, short_side: int, multiple: int) -> Path:
+    """`folder`, with `count` of the photos of `source` reduced into it. Raises ValueError where it has another's."""
+    done, origin = folder / "done", str(source.resolve())
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, name in names_of(spread(find_photos(source), count)).items():
+            save_photo(load_photo(path, short_side, multiple), folder / f"{name}.png")
+        done.write_text(origin, encoding="utf-8")
+    if (found := done.read_text(encoding="utf-8")) != origin:
+        raise ValueError(f"{folder} has its photos from {found}, not {origin}: choose another folder as --out")
+    return folder
+
+
+def check_trained(path: Path, config: ModelConfig, settings: RunSettings) -> None:
+    """Raise ValueError where the network in `path` is not one of these settings."""
+    if config.sha256 != settings.fingerprint:
+        raise ValueError(f"{path} was trained with other settings: choose another folder as --out, or delete it")
 
 
 def spread(items: Sequence[Photo], count: int | None) -> list[Photo]:
