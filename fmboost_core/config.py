@@ -83,8 +83,7 @@ class FlowConfig:
             raise ValueError(f"a Gaussian start is noise already: noise_step is {self.noise_step}, expected 0")
         if not 0 <= self.sigma_min < 1:
             raise ValueError(f"sigma_min is {self.sigma_min}: expected 0 to less than 1")
-        if self.scale < 1:
-            raise ValueError(f"scale is {self.scale}: expected a whole number from 1")
+        from_one(self, "scale")
         if self.back_projection < 0:
             raise ValueError(f"back_projection is {self.back_projection}: expected a number of rounds from 0")
         if self.back_projection and self.upsampling != "psu":
@@ -191,6 +190,13 @@ def check_kinds(config: Any) -> None:
             fits = fits and all(type(v) is int for v in value)
         if not fits:
             raise ValueError(f"{f.name} is {value!r}: expected {said}")
+
+
+def from_one(settings: Any, *names: str) -> None:
+    """Raise ValueError unless each of these settings is at least 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}: expected a whole number from 1")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -20,15 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import check_kinds
+from ..config import check_kinds, from_one
+from ..latent_spaces import latent_space
 from ..photos import Photo, find_photos, load_photo
 from ..storage import write_tensors
 from ..vae import TinyVAE, load_vae
 from .ema import EMA
-from .settings import from_one
 
 STATE = "state.safetensors"
-PIXELS = 8  # of a latent pixel
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ class AutoencoderSettings:
     def __post_init__(self) -> None:
         check_kinds(self)
         from_one(self, "width", "short_side", "crop", "batch", "steps", "save_every")
-        if self.crop % PIXELS:
-            raise ValueError(f"crop is {self.crop}: expected a multiple of {PIXELS} px, a latent pixel")
+        pixels = latent_space(self.latent_space).pixels
+        if self.crop % pixels:
+            raise ValueError(f"crop is {self.crop}: expected a multiple of {pixels} px, a latent pixel")
 
     @property
     def identity(self) -> str:

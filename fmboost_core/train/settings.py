@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import shipped_models
-from ..config import FlowConfig, ModelConfig, NetConfig, check_kinds
+from ..config import FlowConfig, ModelConfig, NetConfig, check_kinds, from_one
 from ..latent_spaces import latent_space
 from .objectives import COLOUR_BLOCK
 
@@ -214,13 +214,6 @@ def _table(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {values!r}: expected a section of settings, such as train.steps=5000")
     return values
-
-
-def from_one(settings: Any, *names: str) -> None:
-    """Raise ValueError unless each of these settings is at least 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}: expected a whole number from 1")
 
 
 def _section(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
