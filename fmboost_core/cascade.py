@@ -1,19 +1,22 @@
-"""Several models one after the other: x2 then x2 is x4 (paper Fig. 17)."""
+"""Several lifts one after the other: x2 and then x2 is x4 (paper Fig. 17)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count, pairwise
+from typing import Any
 
 from torch import Tensor
 
 from .model import CFMModel
-from .solver import STEPS, Callback
-from .upsample import VAE
+from .sampling import Sampling
+from .solver import Callback
+from .vae.protocol import VAE
 
 
 def lifts(model_scale: int, scale: float) -> int:
-    """How many lifts by `model_scale` in a row reach `scale`, or the next size above it.
+    """The number of lifts by `model_scale` that reach `scale`, or the next size above it.
 
     Raises ValueError for a `scale` that is not above 1, and for a model that does not enlarge.
     """
@@ -28,31 +31,24 @@ def lifts(model_scale: int, scale: float) -> int:
 
 
 def stage_seed(seed: int, stage: int) -> int:
-    """The seed of a lift (from 0) of a cascade: the first has the given one, so that it is `upscale` alone."""
+    """The seed of lift number `stage`, from 0, of a cascade. The first has the given one, as `upscale` alone would."""
     return seed + (stage << 64)  # no seed a person gives is that large
 
 
 def cascade(
     models: Sequence[CFMModel],
     low: Tensor,
+    sampling: Sampling | None = None,
     *,
-    steps: int = STEPS,
-    solver: str = "euler",
-    seed: int = 0,
-    noise_steps: Sequence[int | None] | None = None,
     vae: VAE | None = None,
     callback: Callback | None = None,
-    batch_index: Sequence[int] | None = None,
-    tile: int = 0,
+    **settings: Any,
 ) -> Tensor:
     """Lift scaled latents (B, C, h, w) through all `models`, each from the result of the one before.
 
-    Every stage is a `CFMModel.upscale` with noise of its own, the first one's being that of `upscale` alone.
-    `noise_steps` has one entry a stage, None for the step in its model's settings. Measured with fmboost-sd15-x2 from
-    96 to 384 px on five photos (benchmarks/cascade.py), that step, 200, is a compromise for the second stage: 250 has
-    the texture of photos, and grain on flat surfaces; 0 and 100 leave it blurred. `callback` counts evaluations over
-    all stages and gets estimates of the size of the stage. Raises ValueError where the models live in different latent
-    spaces or the entries are not one a stage.
+    Every lift is a `CFMModel.upscale` with noise of its own; arguments are those of `upscale`. `callback` counts
+    evaluations over all lifts and sees estimates of the size of the lift. Raises ValueError where the models work in
+    different latent spaces.
     """
     if not models:
         raise ValueError("a cascade of no models: expected at least one")
@@ -61,29 +57,18 @@ def cascade(
             raise ValueError(
                 f"a cascade from {first.space.name} to {second.space.name} latents: expected models of one family"
             )
-    noise_steps = [None] * len(models) if noise_steps is None else noise_steps
-    if len(noise_steps) != len(models):
-        raise ValueError(f"{len(noise_steps)} noise steps for {len(models)} models: expected one each")
+    sampling = replace(sampling or Sampling(), **settings)
     if callback is not None:
         callback = _counting(callback, len(models))
     latents = low
-    for stage, (model, noise_step) in enumerate(zip(models, noise_steps, strict=True)):
-        latents = model.upscale(
-            latents,
-            steps=steps,
-            solver=solver,
-            seed=stage_seed(seed, stage),
-            noise_step=noise_step,
-            vae=vae,
-            callback=callback,
-            batch_index=batch_index,
-            tile=tile,
-        )
+    for stage, model in enumerate(models):
+        this = replace(sampling, seed=stage_seed(sampling.seed, stage))
+        latents = model.upscale(latents, this, vae=vae, callback=callback)
     return latents
 
 
 def _counting(callback: Callback, stages: int) -> Callback:
-    """One callback for all stages: it counts their evaluations together."""
+    """One callback for all lifts, which counts their evaluations together."""
     evaluations = count(1)
 
     def counted(_: int, total: int | None, t: float, estimate: Tensor) -> None:

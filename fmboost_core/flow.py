@@ -1,15 +1,13 @@
-"""Paths between x0 and x1, the velocity along them and the loss (paper Eq. 6-13)."""
+"""Paths between x0 and x1, the velocity along them, and the loss (paper Eq. 6-13)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .config import FlowConfig
 from .noise import augment
-from .upsample import VAE, fold_picture, upsample
 
 
 class PathSample(NamedTuple):
@@ -17,34 +15,16 @@ class PathSample(NamedTuple):
     velocity: Tensor
 
 
-def make_context(flow: FlowConfig, low: Tensor, vae: VAE | None = None, picture: Tensor | None = None) -> Tensor:
-    """What the network sees beside x_t, of a low latent (B, C, h, w): (B, C', scale*h, scale*w).
+def make_source(flow: FlowConfig, upsampled: Tensor, noise: Tensor, noise_step: int | None = None) -> Tensor:
+    """x0: pure noise on the Gaussian path (3.2.1), otherwise the upsampled latent noised to `noise_step` (3.2.3).
 
-    The upsampled latent (Fig. 3); with `flow.picture_context` then also the decoded low latent, folded so that the
-    pixels below a latent pixel are its channels. `vae` is needed for upsampling ``psu``; `picture` is the decoded low
-    latent, where it is at hand.
-    """
-    if picture is None and vae is not None and flow.upsampling == "psu":
-        picture = vae.decode(low)
-    upsampled = upsample(low, flow.scale, flow.upsampling, vae, picture)
-    return join_context(upsampled, picture) if flow.picture_context and picture is not None else upsampled
-
-
-def join_context(upsampled: Tensor, picture: Tensor) -> Tensor:
-    """The upsampled latent (B, C, H, W) and the (B, 3, h, w) picture of the low one as one context."""
-    return torch.cat([upsampled, fold_picture(picture, picture.shape[3] // upsampled.shape[3]).to(upsampled)], dim=1)
-
-
-def source(flow: FlowConfig, upsampled: Tensor, noise: Tensor, noise_step: int | None = None) -> Tensor:
-    """x0: pure noise on the Gaussian path (3.2.1), else the upsampled latent, noised to `noise_step` (3.2.3).
-
-    Raises ValueError for a `noise_step` on the Gaussian path, where it has no meaning, and for a diffusion model,
-    which has no velocity to follow.
+    `noise_step` None is the model's own. Raises ValueError for a `noise_step` on the Gaussian path, where it has no
+    meaning, and for a diffusion model, which has no velocity to follow.
     """
     if flow.path == "diffusion":
         raise ValueError(
-            "this is a diffusion model (SR3), made to compare with: it is no CFM model; choose one with path coupling "
-            "or gaussian, or sample it by 'python -m benchmarks.paper'"
+            "this is a diffusion model (SR3), trained for comparison, and not a CFM model: choose a model with path "
+            "coupling or gaussian, or sample this one with 'python -m benchmarks.paper'"
         )
     if flow.path == "gaussian":
         if noise_step:
@@ -54,7 +34,7 @@ def source(flow: FlowConfig, upsampled: Tensor, noise: Tensor, noise_step: int |
 
 
 def sample_path(flow: FlowConfig, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor | None = None) -> PathSample:
-    """The point at time t between x0 and x1 (B, C, h, w), and the velocity there; t is (B,).
+    """The point at time t (B,) between x0 and x1 (B, C, h, w), and the velocity there.
 
     ``coupling``: x_t = t x1 + (1 - t) x0 + sigma_min noise, velocity x1 - x0 (Eq. 10-12).
     ``gaussian``: x_t = (1 - (1 - sigma_min) t) x0 + t x1, velocity x1 - (1 - sigma_min) x0 (Eq. 8, 9).

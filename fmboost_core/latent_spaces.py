@@ -1,6 +1,6 @@
-"""The latent spaces a CFM model can live in.
+"""The latent spaces a model can work in.
 
-Networks see *scaled* latents, ``(raw - shift) * scale``; ComfyUI nodes pass *raw* ones.
+Networks see *scaled* latents, ``(raw - shift) * scale``; ComfyUI nodes exchange *raw* ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class LatentSpace:
     pixels: int
     """Image pixels along one side of a latent pixel."""
     taesd: str
-    """Stem of the TAESD files of this family, as ComfyUI and madebyollin/taesd name them."""
+    """Stem of the TAESD file names of this family, as madebyollin/taesd and ComfyUI use it."""
 
 
 LATENT_SPACES = {
@@ -34,7 +34,7 @@ LATENT_SPACES = {
 
 
 def latent_space(name: str) -> LatentSpace:
-    """The space called `name`. Raises ValueError that lists the known names."""
+    """Return the space called `name`. Raises ValueError that lists the known names."""
     if name not in LATENT_SPACES:
         raise ValueError(f"unknown latent space {name!r}: expected one of {', '.join(LATENT_SPACES)}")
     return LATENT_SPACES[name]

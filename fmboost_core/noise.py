@@ -1,4 +1,4 @@
-"""Noise augmentation of x0 (paper 3.2.3): cosine variance-preserving schedule, noise that belongs to the image."""
+"""Noise augmentation of the source (paper 3.2.3): a cosine variance-preserving schedule, and seeded noise."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STEPS = 1000
+NOISE_STEPS = 1000
 
 
 def alpha_bar(step: int) -> float:
     """Signal power left at `step` (0..999) of the cosine schedule: 1 at 0, 0.904318 at 200, 0.653904 at 400.
 
-    As in the authors' code: sigmoid(-2 log(tan(pi t / 2) + 1e-5)) with t = step / 999, so without the offset of
-    Nichol and Dhariwal. Raises ValueError outside 0..999.
+    As in the authors' code: sigmoid(-2 log(tan(pi t / 2) + 1e-5)) with t = step / 999, without the offset of Nichol
+    and Dhariwal. Raises ValueError outside 0..999.
     """
-    if not 0 <= step < STEPS:
-        raise ValueError(f"noise_step is {step}: expected 0 (no noise) to {STEPS - 1}")
+    check_noise_step(step)
     if step == 0:
         return 1.0
-    return 1 / (1 + (math.tan(math.pi * step / (STEPS - 1) / 2) + 1e-5) ** 2)
+    return 1 / (1 + (math.tan(math.pi * step / (NOISE_STEPS - 1) / 2) + 1e-5) ** 2)
+
+
+def check_noise_step(step: int) -> None:
+    """Raise ValueError outside 0..999."""
+    if not 0 <= step < NOISE_STEPS:
+        raise ValueError(f"noise_step is {step}: expected 0 (no noise) to {NOISE_STEPS - 1}")
 
 
 def augment(x0: Tensor, step: int, noise: Tensor) -> Tensor:
@@ -34,13 +39,11 @@ def augment(x0: Tensor, step: int, noise: Tensor) -> Tensor:
 def draw_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
     """Standard normal (B, C, H, W) float32 on the CPU; image b depends on (seed, batch_index[b]) alone.
 
-    So an image is the same alone, in a batch, and on any device. `batch_index` defaults to 0..B-1.
+    An image is therefore the same alone, in a batch, and on any device. `batch_index` defaults to 0..B-1.
     """
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: expected a whole number from 0")
     indices = range(shape[0]) if batch_index is None else batch_index
     if len(indices) != shape[0]:
-        raise ValueError(f"batch_index has {len(indices)} entries for {shape[0]} images: expected one each")
+        raise ValueError(f"batch_index has {len(indices)} entries for {shape[0]} images: expected one for each image")
     return torch.stack([torch.randn(shape[1:], generator=_generator(seed, i)) for i in indices])
 
 

@@ -1,16 +1,16 @@
-"""What the flow passes through on its way (paper Fig. 8)."""
+"""The states a flow passes through (paper Fig. 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .model import CFMModel
-from .solver import STEPS, integrate
-from .upsample import VAE
+from .sampling import Sampling
+from .vae.protocol import VAE
 
 
 class Trajectory(NamedTuple):
@@ -25,27 +25,22 @@ class Trajectory(NamedTuple):
 def trajectory(
     model: CFMModel,
     low: Tensor,
+    sampling: Sampling | None = None,
     *,
     frames: int = 5,
-    steps: int = STEPS,
-    solver: str = "euler",
-    seed: int = 0,
-    noise_step: int | None = None,
     vae: VAE | None = None,
-    batch_index: Sequence[int] | None = None,
-    tile: int = 0,
+    **settings: Any,
 ) -> Trajectory:
-    """`model.upscale(low, ...)`, keeping `frames` scaled latents at even times; each costs one evaluation more.
+    """`model.upscale(low, ...)`, keeping `frames` scaled latents at even times; each costs one more evaluation.
 
-    With `frames` - 1 a divisor of `steps` every frame is a state the solver was in, else some are interpolated. The
-    path ends where the flow does: back projection comes after it.
+    Where `frames` - 1 divides `steps`, every frame is a state of the solver; otherwise some are interpolated.
     """
-    x0, context = model.start(low, seed=seed, noise_step=noise_step, vae=vae, batch_index=batch_index, tile=tile)
-
-    def velocity(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return model.velocity(x, t, context, tile=tile)
-
-    states = integrate(velocity, x0, context, steps=steps, solver=solver, frames=frames).states
+    sampling = replace(sampling or Sampling(), **settings)
+    context = model.make_context(low, vae)
+    states = model.integrate(model.make_source(context, sampling), context, sampling, frames=frames)
     times = torch.linspace(0, 1, frames)
-    estimates = [x + (1 - t) * velocity(x, t.to(x), context) for x, t in zip(states[:-1], times[:-1], strict=True)]
+    estimates = [
+        x + (1 - t) * model.velocity(x, t.to(x).expand(x.shape[0]), context, tile=sampling.tile)
+        for x, t in zip(states[:-1], times[:-1], strict=True)
+    ]
     return Trajectory(times, states, torch.stack([*estimates, states[-1]]))

@@ -1,7 +1,7 @@
-"""The velocity network of paper Tab. 8: the U-Net of guided diffusion, with its key names.
+"""The velocity network of paper Tab. 8: the U-Net of guided diffusion, under its key names.
 
-Every layer comes from an ``operations`` namespace and attention from a function, so that a host can put its own
-in place and move weights layer by layer. There is no parameter or buffer outside those layers.
+Every layer comes from an ``operations`` namespace and attention is a function, so that a host can supply its own and
+move weights layer by layer. No parameter or buffer lives outside those layers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .config import NetConfig
@@ -22,15 +23,15 @@ Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Softmax attention, softmax(q k^T / sqrt(d)) v, by torch."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, tokens, d)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Linear attention: q normalised over channels, k over tokens, so that k v^T is summed up first."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, tokens, d)
+    """Linear attention: q normalised over channels, k over tokens, so that k^T v is computed first."""
+    q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
     q, k = q.softmax(-1) * q.shape[-1] ** -0.5, k.softmax(-2)
-    return (q @ (k.transpose(-1, -2) @ v)).transpose(1, 2).flatten(2)
+    return rearrange(q @ (k.transpose(-1, -2) @ v), "b h l d -> b l (h d)")
 
 
 def time_embedding(t: Tensor, channels: int) -> Tensor:
@@ -48,7 +49,7 @@ def _zero(layer: nn.Module) -> nn.Module:
 
 
 class _Sequence(nn.Sequential):
-    """Passes the time embedding to the layers that take it."""
+    """A sequence that passes the time embedding to the layers that take it."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         for layer in self:
@@ -92,8 +93,8 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over pixels, on heads * head_channels inner channels.
 
-    Layout ``fm_boosting`` repeats the released code of the paper, which views (B, 3*heads*d, L) as (B, heads, L, 3*d)
-    without a transpose: there a token is a strip of one channel. Weights trained so need it so.
+    The layout ``fm_boosting`` repeats the authors' released code, which views (B, 3*heads*d, L) as (B, heads, L, 3*d)
+    without a transpose, so that a token is a strip of one channel. Weights trained that way need it.
     """
 
     def __init__(self, channels: int, config: NetConfig, attention: Attention, ops: Any, kw: dict[str, Any]) -> None:
@@ -105,18 +106,18 @@ class AttentionBlock(nn.Module):
         self.proj_out = _zero(ops.Conv1d(inner, channels, 1, **kw))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, height, width = x.shape
-        qkv = self.qkv(self.norm(x.flatten(2)))  # (B, 3 * inner, L)
+        _, _, height, width = x.shape
+        qkv = self.qkv(self.norm(rearrange(x, "b c h w -> b c (h w)")))
         if self.layout == "standard":
-            # Contiguous, or torch takes the attention that stores all L x L weights.
-            q, k, v = qkv.transpose(1, 2).contiguous().chunk(3, dim=-1)  # (B, L, inner)
-            out = self.attention(q, k, v, self.heads).transpose(1, 2)
+            # Contiguous: torch otherwise takes the implementation that stores all L x L weights.
+            q, k, v = rearrange(qkv, "b (n c) l -> n b l c", n=3).contiguous()
+            out = rearrange(self.attention(q, k, v, self.heads), "b l c -> b c l")
         else:
-            strips = qkv.reshape(b, self.heads, height * width, -1).transpose(1, 2)  # (B, L, heads, 3 * d)
-            q, k, v = (s.flatten(2) for s in strips.chunk(3, dim=-1))
-            out = self.attention(q, k, v, self.heads).unflatten(-1, (self.heads, -1))  # (B, L, heads, d)
-            out = out.transpose(1, 2).reshape(b, -1, height * width)
-        return x + self.proj_out(out).unflatten(-1, (height, width))
+            strips = qkv.reshape(qkv.shape[0], self.heads, height * width, -1)
+            q, k, v = rearrange(strips, "b h l (n d) -> n b l (h d)", n=3)
+            out = rearrange(self.attention(q, k, v, self.heads), "b l (h d) -> b h l d", h=self.heads)
+            out = out.reshape(out.shape[0], -1, height * width)
+        return x + rearrange(self.proj_out(out), "b c (h w) -> b c h w", h=height)
 
 
 class Downsample(nn.Module):
@@ -159,8 +160,11 @@ class _Unpool(nn.Module):
 class UNet(nn.Module):
     """v(t, [x_t, context]): the velocity of the flow at time t (paper Eq. 13).
 
-    A fresh network is the identity flow: its last convolution is zero (where there is no pooling).
+    A fresh network is the identity flow: its last convolution is zero, unless the network pools. `context_encoder` is
+    the network that makes the context, for models that have one; it is a child so that one module holds a model.
     """
+
+    context_encoder: nn.Module | None
 
     def __init__(
         self,
@@ -172,7 +176,7 @@ class UNet(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.context_encoder = config, None
         ops, kw = operations, {"dtype": dtype, "device": device}
         c_emb = 4 * config.model_channels
         width = config.channel_mult[0] * config.model_channels  # of the first and the last layers

@@ -9,7 +9,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_api.latest import io
 from torch import Tensor
 
-from . import host
+from .host.schema import LATENT_CATEGORY, schema
 
 PIXELS = 8  # a latent pixel of the models this works for
 
@@ -22,10 +22,10 @@ def temperature(tokens: int, trained: float) -> float:
 class AttentionScaling(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="FMBoost_AttentionScaling",
             display_name="Attention Scaling",
-            category=host.CATEGORY,
+            category=LATENT_CATEGORY,
             description=(
                 "Adapts the self-attention of SD 1.x, SD 2.x and SDXL to pictures of another size than they were "
                 "trained on, so that a KSampler can work a little above or below that size before the latents are "

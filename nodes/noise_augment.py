@@ -15,7 +15,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..fmboost_core.noise import augment, draw_noise
-from . import host
+from .host.latents import Latents, latent_format
+from .host.memory import HostModel
+from .host.schema import LATENT_CATEGORY, CFMType, schema, seed_input
 
 KEY = "fmboost_noise"
 
@@ -32,12 +34,12 @@ class Noise(NamedTuple):
 
 def noised(noise: Noise) -> Tensor:
     """Raw latents with the noise `noise` describes."""
-    scaling = host.latent_format(noise.space)
+    scaling = latent_format(noise.space)
     drawn = draw_noise(noise.clean.shape, noise.seed, noise.batch_index).to(noise.clean)
     return scaling.process_out(augment(scaling.process_in(noise.clean), noise.noise_step, drawn))
 
 
-def noise_behind(latents: host.Latents) -> Noise | None:
+def noise_behind(latents: Latents) -> Noise | None:
     """How these samples were noised, each of them found among the output of Noise Augment, whichever nodes chose,
     repeated or numbered them; None if one is not there: nodes in between copy unknown keys along with samples of
     their own."""
@@ -57,17 +59,17 @@ def noise_behind(latents: host.Latents) -> Noise | None:
 class NoiseAugment(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="FMBoost_NoiseAugment",
             display_name="Noise Augment",
-            category=host.CATEGORY,
+            category=LATENT_CATEGORY,
             description=(
                 "Adds noise to latents on the schedule CFM models are trained with. In front of CFM Latent Upscale it "
                 "sets how far the result may leave its input: more noise, more invented detail."
             ),
             search_aliases=["noise augmentation", "add noise", "detail strength", "FMBoost", "flow matching"],
             inputs=[
-                host.CFMType.Input("model", tooltip="The CFM model, which knows its latent family and noise schedule."),
+                CFMType.Input("model", tooltip="The CFM model, which knows its latent family and noise schedule."),
                 io.Latent.Input("samples", tooltip="The latents to add noise to, from KSampler or VAE Encode."),
                 io.Int.Input(
                     "noise_step",
@@ -79,7 +81,7 @@ class NoiseAugment(io.ComfyNode):
                         "200 little, 400 a third of the power, 999 all."
                     ),
                 ),
-                host.seed_input(),
+                seed_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -93,8 +95,8 @@ class NoiseAugment(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: host.HostModel, samples: dict[str, Any], noise_step: int, seed: int) -> io.NodeOutput:
-        latents = host.Latents(samples)
+    def execute(cls, model: HostModel, samples: dict[str, Any], noise_step: int, seed: int) -> io.NodeOutput:
+        latents = Latents(samples)
         model.check_latents(latents.raw)
         step = model.config.flow.noise_step if noise_step < 0 else noise_step
         noise = Noise(latents.raw, step, seed, latents.batch_index, model.space.name)

@@ -17,8 +17,7 @@ class EMA:
     def update(self, net: nn.Module) -> None:
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for k, v in net.state_dict().items():
-            self.state[k].lerp_(v.float(), weight)
+        torch._foreach_lerp_(list(self.state.values()), [v.float() for v in net.state_dict().values()], weight)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"updates": torch.tensor(self.updates), **{f"net.{k}": v for k, v in self.state.items()}}

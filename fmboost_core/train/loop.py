@@ -1,47 +1,56 @@
-"""The training loop, on accelerate: one process or many, the same file."""
+"""The training loop, on accelerate: one process or many, and every objective, through the same code."""
 
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, LoggerType
-from safetensors import SafetensorError
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import save_model
-from ..config import FlowConfig, NetConfig
-from ..latent_spaces import latent_space
-from ..model import CFMModel
-from ..photos import find_photos
-from ..unet import UNet
-from ..vae import TinyVAE, load_vae
-from .data import LatentCrops, cache_latents, variants_of
 from .ema import EMA
-from .objectives import COLOUR_BLOCK, DecodedLoss, objective_loss
-from .pack import is_packed, read_packed
-from .reflow import Reflow, reflow_identity
-from .settings import DataSettings, RunSettings, TrainSettings
-from .start import start_from
-from .validate import held_out, validate
+from .settings import TrainSettings
+from .state import RunState
 
 log = logging.getLogger(__name__)
 logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of every save
+
+NETWORK, ADVERSARIES = "network", "adversaries"
+
+Losses = Iterator[tuple[str, Tensor, dict[str, Tensor]]]
+"""(what is stepped, its loss, numbers for the log), one after the other; the step is made before the next is asked."""
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    modules: dict[str, nn.Module]
+    """`NETWORK`, whose average ships, and where there are any `ADVERSARIES`, each with an optimizer of its own."""
+    rates: dict[str, float]
+    """Learning rates, over that of the settings."""
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The examples of this process in this step, decided by its number alone."""
+        ...
+
+    def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> Losses: ...
+
+    def validate(self, weights: dict[str, Tensor], picture: Path) -> dict[str, float]:
+        """Figures of a network with these weights; none where there is nothing to validate on."""
+        ...
+
+    def export(self, weights: dict[str, Tensor], facts: dict[str, object]) -> Path:
+        """Write what ships into the run's folder, and return its path."""
+        ...
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -51,315 +60,158 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * min(1.0, rise, fall)
 
 
-def check_tracker(name: str) -> None:
-    """Raise ValueError where `name` is no tracker of accelerate's, or its package is missing: accelerate goes on
-    without a word then."""
-    known = [t.value for t in LoggerType if t is not LoggerType.ALL]
-    if name and name not in known:
-        raise ValueError(f"log_with is {name!r}: expected nothing or one of {', '.join(known)}")
-    if name and LoggerType(name) not in get_available_trackers():
-        raise ValueError(f"log_with is {name!r}, which is not installed: pip install {name}, or leave it out")
+def make_accelerator(settings: TrainSettings, out: Path) -> Accelerator:
+    """Raises ValueError for a tracker that is unknown or not installed, and a batch that does not divide."""
+    _check_tracker(settings.log_with)
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        log_with=settings.log_with or None,
+        project_dir=str(out),
+    )
+    world = accelerator.num_processes
+    if settings.batch % world:
+        raise ValueError(f"a batch of {settings.batch} does not divide over {world} processes: change train.batch")
+    return accelerator
 
 
-def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Path:
-    """Run `settings` in the folder `out`; returns the model file.
+class Loop:
+    """One run in its folder: steps, log, validation and state.
 
-    `out` receives ``NAME.safetensors`` (EMA weights, at every save and at the end), ``log.csv``, a picture per
-    validation, and ``state/`` from which `resume` continues exactly. Raises ValueError where the loss stops being
-    finite or `out` holds another run; nothing that was saved is lost then.
+    The folder receives ``log.csv``, ``validation.csv``, a picture per validation, ``state/`` and what the task
+    exports. Raises ValueError where the loss stops being finite; nothing that was saved is lost then.
     """
-    return _Run(settings, Path(out), resume).run()
 
-
-REPORTS = ("log_every", "log_with", "save_every", "validate_every", "validation_photos")
-FREE = {
-    "train": ("steps", "decay", "start_from", *REPORTS),
-    "data": ("photos", "vae", "cache", "validation", "reflow_model"),
-}
-"""Settings a resumed run may have otherwise. What `start_from` did is done; the cache knows its `reflow_model`."""
-
-
-def _without(run: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, as JSON has them, but for those in `FREE`."""
-
-    def kept(section: str, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {name: value for name, value in given.items() if name not in FREE.get(section, ())}
-
-    return {section: kept(section, given) for section, given in run.items()}
-
-
-class _Run:
-    def __init__(self, settings: RunSettings, out: Path, resume: bool) -> None:
-        self.settings, self.out = settings, out
-        hp = settings.train
-        check_tracker(hp.log_with)
-        self.accelerator = Accelerator(
-            mixed_precision=hp.precision,
-            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-            log_with=hp.log_with or None,
-            project_dir=str(out),
-        )
-        world = self.accelerator.num_processes
-        if hp.batch % world:
-            raise ValueError(f"a batch of {hp.batch} does not divide over {world} processes: change train.batch")
-        self.state = out / "state"
-        if resume and not (self.state / "progress.json").is_file():
-            raise ValueError(f"nothing to resume in {out}: run without --resume first")
-        if not resume and self.state.exists():
-            raise ValueError(f"{out} holds a run already: add --resume to go on, or choose another folder")
-        torch.manual_seed(hp.seed)  # decides the first weights; every later draw has its own generator
-        net = UNet(settings.net)
-        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if hp.start_from and not resume:
-            said = start_from(net, settings.model_config(), hp.start_from)
-            if self.accelerator.is_main_process:
-                log.info(said)
-        out.mkdir(parents=True, exist_ok=True)
-        decayed = [p for p in net.parameters() if p.ndim > 1]
-        rest = [p for p in net.parameters() if p.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": hp.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-            lr=hp.learning_rate,
-            betas=(0.9, hp.beta2),
-            fused=True,
-        )
-        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
-        self.ema = EMA(self._plain_net(), hp.ema)
-        self.accelerator.register_for_checkpointing(self.ema)
-        self.step, self.seconds = 0, 0.0
-        self.vae: TinyVAE | None = None
-        if resume:
-            self._resume()
+    def __init__(self, accelerator: Accelerator, task: Task, settings: TrainSettings, state: RunState) -> None:
+        self.accelerator, self.task, self.settings, self.state = accelerator, task, settings, state
+        self.out, self.main = state.out, accelerator.is_main_process
+        self.modules, self.optimizers = {}, {}
+        for name, module in task.modules.items():
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            betas = (0.9, settings.beta2) if name == NETWORK else (0.5, settings.beta2)
+            decay = settings.weight_decay if name == NETWORK else 0.0
+            optimizer = torch.optim.AdamW(_groups(module, decay), settings.learning_rate, betas, fused=True)
+            self.modules[name], self.optimizers[name] = accelerator.prepare(module, optimizer)
+        self.ema = EMA(self._plain(NETWORK), settings.ema)
+        accelerator.register_for_checkpointing(self.ema)
+        self.step, self.seconds = state.load(accelerator)
 
     def run(self) -> Path:
-        hp = self.settings.train
-        self.accelerator.init_trackers(hp.log_with)  # pyright: ignore[reportArgumentType]  # no trackers, no effect
-        batches = self._batches()
-        held = self._held_out()
-        bar = tqdm(
-            total=hp.steps, initial=self.step, disable=not self.accelerator.is_main_process, unit="step", mininterval=1
-        )
-        losses: list[Tensor] = []
+        settings = self.settings
+        self.accelerator.init_trackers(settings.log_with)  # pyright: ignore[reportArgumentType]  # no trackers, no effect
+        bar = tqdm(total=settings.steps, initial=self.step, disable=not self.main, unit="step", mininterval=1)
+        recent: list[dict[str, Tensor]] = []
+        path = self._save() if self.step >= settings.steps else self.out
         since = time.monotonic()
-        while self.step < hp.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(hp, self.step)
-            batch = {k: v.to(self.accelerator.device) for k, v in next(batches).items()}
-            with self.accelerator.autocast():
-                loss = objective_loss(
-                    hp.objective,
-                    self.net,
-                    self.settings.flow,
-                    batch,
-                    hp.t_sampling,
-                    self._decoded_loss(),
-                    hp.noise_from,
-                )
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.net.parameters(), hp.grad_clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.ema.update(self._plain_net())
-            losses.append(loss.detach())
+        while self.step < settings.steps:
+            recent.append(self._train_step())
             self.step += 1
             bar.update()
-            if self.step % hp.log_every == 0 or self.step == hp.steps:
+            last = self.step == settings.steps
+            if self.step % settings.log_every == 0 or last:
                 now = time.monotonic()
-                self._log(bar, losses, now - since)
+                self._log(bar, recent, now - since)
                 since = now
-                losses.clear()
-            if self.step % hp.save_every == 0 or self.step == hp.steps:
-                self._save()
-            if held and (self.step % hp.validate_every == 0 or self.step == hp.steps):
-                self._validate(held)
+                recent.clear()
+            if self.step % settings.save_every == 0 or last:
+                path = self._save()
+            if self.main and (self.step % settings.validate_every == 0 or last):
+                self._validate()
                 since = time.monotonic()
         bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        return self.out / f"{self.settings.name}.safetensors"
+        return path
 
-    def _cached(self) -> list[Path]:
-        data, flow = self.settings.data, self.settings.flow
-        multiple = latent_space(data.latent_space).pixels * flow.scale
-        variants = variants_of(data.short_sides, data.flips, data.latent_noise)
-        photos = find_photos(data.photos)
-        with self.accelerator.main_process_first():
-            vae = self._load_vae()
-            identity: dict[str, str | int] = {
-                "latent_space": data.latent_space,
-                "scale": flow.scale,
-                "autoencoder": vae.fingerprint(),
-            }
-            reflow = None
-            if data.reflow_model:
-                reflow = Reflow(data.reflow_model, data.reflow_steps, flow, data.latent_space, self.accelerator.device)
-                identity |= reflow_identity(data)
-            jobs = range(len(photos) * len(variants))
-            files = cache_latents(
-                photos,
-                variants,
-                data.cache,
-                vae=vae,
-                scale=flow.scale,
-                multiple=multiple,
-                identity=identity,
-                reflow=reflow,
-                progress=tqdm(jobs, desc="encoding photos", unit="photo", disable=not self.accelerator.is_main_process),
-            )
-        return files
+    def _train_step(self) -> dict[str, Tensor]:
+        rate = learning_rate(self.settings, self.step)
+        batch, numbers = self.task.batch(self.step), {}
+        with self.accelerator.autocast():
+            for name, loss, seen in self.task.losses(self.modules, batch, self.step):
+                for group in self.optimizers[name].param_groups:
+                    group["lr"] = rate * self.task.rates[name]
+                self.accelerator.backward(loss)
+                self.accelerator.clip_grad_norm_(self.modules[name].parameters(), self.settings.grad_clip)
+                self.optimizers[name].step()
+                self.optimizers[name].zero_grad()
+                numbers |= {"loss" if name == NETWORK else name: loss.detach(), **seen}
+        self.ema.update(self._plain(NETWORK))
+        return numbers
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        data, hp = self.settings.data, self.settings.train
-        if is_packed(data.cache):
-            examples = read_packed(data.cache, self.settings, self._load_vae() if data.vae else None)
-        else:
-            examples = self._cached()
-        crops = LatentCrops(
-            examples,
-            crop=hp.crop,
-            scale=self.settings.flow.scale,
-            seed=hp.seed,
-            start=self.step * hp.batch,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
-        return iter(DataLoader(crops, batch_size=hp.batch // self.accelerator.num_processes))
+    def _plain(self, name: str) -> nn.Module:
+        return self.accelerator.unwrap_model(self.modules[name])
 
-    def _decoded_loss(self) -> DecodedLoss | None:
-        hp = self.settings.train
-        if not hp.decodes:
-            return None
-        free = (hp.crop - hp.decoded_window) // COLOUR_BLOCK
-        top, left = COLOUR_BLOCK * np.random.default_rng((hp.seed, self.step)).integers(free + 1, size=2)
-        return DecodedLoss(
-            self._load_vae(),
-            hp.decoded_weight,
-            hp.decoded_window,
-            int(top),
-            int(left),
-            hp.colour_weight,
-            hp.mean_decoded_weight,
-        )
-
-    def _held_out(self) -> list[Any]:
-        data = self.settings.data
-        if not data.validation or not self.accelerator.is_main_process:
-            return []
-        if not data.vae:
-            log.info("no validation: it needs an autoencoder, and data.vae is empty")
-            return []
-        photos = find_photos(data.validation)[: self.settings.train.validation_photos]
-        return held_out(photos, self._load_vae(), self.settings.flow.scale, data.short_sides[0], size=32)
-
-    def _load_vae(self) -> TinyVAE:
-        if self.vae is None:
-            data = self.settings.data
-            if not data.vae:
-                raise ValueError(
-                    "a loss on decoded pictures needs an autoencoder: set data.vae, or train.decoded_weight, "
-                    "train.mean_decoded_weight and train.colour_weight to 0"
-                )
-            dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
-            self.vae = load_vae(data.vae, space=data.latent_space, device=self.accelerator.device, dtype=dtype)
-        return self.vae
-
-    def _plain_net(self) -> UNet:
-        return self.accelerator.unwrap_model(self.net)
-
-    def _log(self, bar: Any, losses: list[Tensor], seconds: float) -> None:
-        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))  # pyright: ignore[reportArgumentType]
-        if not math.isfinite(loss):
+    def _log(self, bar: tqdm, recent: list[dict[str, Tensor]], seconds: float) -> None:
+        means = {k: torch.stack([r[k].float() for r in recent if k in r]).mean() for k in recent[-1]}
+        numbers = {k: float(self.accelerator.reduce(v, "mean")) for k, v in means.items()}  # pyright: ignore
+        bad = [f"{k} is {v}" for k, v in numbers.items() if not math.isfinite(v)]
+        if bad:
             raise ValueError(
-                f'the loss is {loss} at step {self.step}: lower train.learning_rate or set precision = "no", and go '
-                f"on from the last save with --resume"
+                f'{bad[0]} at step {self.step}: lower train.learning_rate or set precision = "no", and go on from the '
+                "last save with --resume"
             )
         self.seconds += seconds
-        rate = len(losses) * self.settings.train.batch / seconds
-        bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{rate:.1f}")
-        self._append("log.csv", {"step": self.step, "loss": loss, "images_per_s": rate, "seconds": self.seconds})
+        rate = len(recent) * self.settings.batch / seconds
+        bar.set_postfix(loss=f"{numbers['loss']:.4f}", images_s=f"{rate:.1f}")
+        self._append("log", {"step": self.step, "images_per_s": rate, "seconds": self.seconds, **numbers})
 
-    def _validate(self, held: list[Any]) -> None:
-        config = self.settings.model_config()
-        net = UNet(config.net, device=self.accelerator.device)
-        net.load_state_dict(self.ema.state)
-        model = CFMModel(config, net.eval())
+    def _validate(self) -> None:
         picture = self.out / f"step{self.step:06d}.jpg"
-        steps = self.settings.train.validation_steps
-        if self.settings.train.objective == "regression":
-            steps = 1
-        values = validate(model, held, self._load_vae(), steps=steps, picture=picture)
-        self._append("validation.csv", {"step": self.step, **values})
-        short = ", ".join(f"{n} {values[f'psnr_{n}']:.2f} dB" for n in ("nearest", "bilinear", "psu", "model", "truth"))
-        tqdm.write(f"step {self.step}: {short}; latent mse {values['mse_model']:.4f}; {picture}")
+        values = self.task.validate(self.ema.state, picture)
+        if values:
+            self._append("validation", {"step": self.step, **values})
+            tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + f"; {picture}")
 
     def _append(self, name: str, row: dict[str, float]) -> None:
-        if not self.accelerator.is_main_process:
+        if self.main:
+            append_row(self.out / f"{name}.csv", row)
+            topic = "train" if name == "log" else name
+            self.accelerator.log({f"{topic}/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
+
+    def _save(self) -> Path:
+        self.state.save(self.accelerator, self.step, self.seconds)
+        if not self.main:
+            return self.out
+        facts = {
+            "crop": self.settings.crop,
+            "steps": self.step,
+            "examples": self.step * self.settings.batch,
+            "seconds": round(self.seconds),
+        }
+        return self.task.export(self.ema.state, facts)
+
+
+def append_row(path: Path, row: dict[str, float]) -> None:
+    """Append `row` to a CSV file; columns that are new begin there, with the rows before left empty in them."""
+    rows: list[dict[str, object]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+        if set(row) <= set(header):
+            with path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, header).writerow(row)
             return
-        path = self.out / name
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        topic = "train" if name == "log.csv" else "validation"
-        self.accelerator.log({f"{topic}/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    columns = list(dict.fromkeys([*(rows[0] if rows else {}), *row]))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows([*rows, row])
 
-    def _save(self) -> None:
-        """Write the state beside the old one and only then put it in its place, so that a kill loses nothing."""
-        try:
-            self._write_state(self.out / "state.part")
-        except (OSError, SafetensorError, RuntimeError) as error:  # as Python, safetensors and torch.save say it
-            raise ValueError(
-                f"the state of step {self.step} could not be written to {self.out} ({error}): make room and go on from "
-                f"the save before it with --resume"
-            ) from error
 
-    def _write_state(self, fresh: Path) -> None:
-        if self.accelerator.is_main_process and fresh.exists():
-            shutil.rmtree(fresh)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(fresh))
-        if not self.accelerator.is_main_process:
-            return
-        progress = {"step": self.step, "seconds": self.seconds, "run": self._identity()}
-        (fresh / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-        old = self.out / "state.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if self.state.exists():
-            os.replace(self.state, old)
-        os.replace(fresh, self.state)
-        shutil.rmtree(old, ignore_errors=True)
-        save_model(self.out / f"{self.settings.name}.safetensors", self._config(), self.ema.state)
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weights decay, biases and norms do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
-    def _config(self) -> Any:
-        data, hp = self.settings.data, self.settings.train
-        return self.settings.model_config(
-            {
-                "crop": hp.crop,
-                "steps": self.step,
-                "examples": self.step * hp.batch,
-                "seconds": round(self.seconds),
-                "short_sides": list(data.short_sides),
-                "data_license": data.license,
-            }
-        )
 
-    def _identity(self) -> dict[str, Any]:
-        """What must stay the same for a resumed run to be the same run: not its length, its reports, nor where things
-        lie, so that it may go on on another machine."""
-        return _without(json.loads(json.dumps(asdict(self.settings))))
-
-    def _resume(self) -> None:
-        progress = json.loads((self.state / "progress.json").read_text(encoding="utf-8"))
-        ours, theirs = self._identity(), _without(progress["run"])
-        kinds = {"data": DataSettings, "train": TrainSettings, "net": NetConfig, "flow": FlowConfig}
-        for section, kind in kinds.items():  # settings newer than the run
-            defaults = {f.name: f.default for f in fields(kind) if f.name in ours[section]}
-            theirs[section] = {**json.loads(json.dumps(defaults)), **theirs[section]}
-        if theirs != ours:
-            raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
-        self.accelerator.load_state(str(self.state))
-        self.step, self.seconds = progress["step"], progress["seconds"]
+def _check_tracker(name: str) -> None:
+    known = [t.value for t in LoggerType if t is not LoggerType.ALL]
+    if name and name not in known:
+        raise ValueError(f"log_with is {name!r}: expected nothing or one of {', '.join(known)}")
+    if name and LoggerType(name) not in get_available_trackers():  # accelerate goes on without a word
+        raise ValueError(f"log_with is {name!r}, which is not installed: pip install {name}, or leave it out")

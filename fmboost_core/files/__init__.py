@@ -1,0 +1,1 @@
+"""Files that hold models: our own format, the authors' checkpoints, and how both are read safely."""

@@ -1,0 +1,99 @@
+"""The third stage: every evaluation of a few-step trajectory becomes a picture worth keeping. Not in the paper.
+
+Flow training gives one evaluation the blur of a mean and many evaluations texture (paper Tab. 4). Here the model walks
+its own Euler trajectory, without gradient, to a random step; its estimate of x1 there is compared with the truth in
+latents, in pixels and in the features of a frozen network, and has to deceive adversaries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..evaluate.judge import Features, perceptual_distance
+from ..flow import make_source
+from ..images.resize import enlarge
+from ..vae.autoencoder import Autoencoder
+from .adversaries import Adversaries, Views, deceived, hinge
+from .loop import ADVERSARIES, NETWORK, Losses
+from .settings import RunSettings
+
+LITE1 = (1, 4, 7, 11)
+"""Blocks of EfficientNet-Lite1 with strides 4, 8, 16 and 16. The judge is Lite0, which no model is trained on."""
+
+
+class FewStep:
+    """The objective ``few_step`` of `settings`; `vae` decodes windows of the estimates."""
+
+    def __init__(self, settings: RunSettings, vae: Autoencoder) -> None:
+        self.settings, self.flow, self.weights, self.vae = settings, settings.flow, settings.few_step, vae
+        device = next(vae.parameters()).device
+        self.features = Features(variant=1, after=LITE1).to(device)
+        sizes = [f.shape[1] for f in self.features(torch.zeros(1, 3, 64, 64, device=device))]
+        self.adversaries = Adversaries(vae.space.channels, sizes)
+
+    def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], context: Tensor, step: int) -> Losses:
+        """The network's loss, then the adversaries', which see the same estimates."""
+        weights, x1, channels = self.weights, batch["high"], batch["high"].shape[1]
+        rng = np.random.default_rng((self.settings.train.seed, step, 2))
+        taken = int(rng.integers(weights.steps))
+        free = (x1.shape[-1] - weights.window) // self.flow.scale + 1
+        window = tuple(self.flow.scale * rng.integers(free, size=2))
+        estimate = self._estimate(modules[NETWORK], batch, context, taken)
+        upsampled = context[:, :channels].detach()
+        made = self._views(estimate, upsampled, batch["low"], window)
+        with torch.no_grad():
+            real = self._views(x1, upsampled, batch["low"], window)
+        seen = {
+            "latent": (estimate - x1).abs().mean(),
+            "pixel": (made.picture - real.picture).abs().mean(),
+            "features": perceptual_distance(list(made.features), list(real.features)).mean(),
+        }
+        loss = weights.latent * seen["latent"] + weights.pixel * seen["pixel"] + weights.features * seen["features"]
+        if self.settings.context_encoder is not None:
+            error = (context[:, :channels] - x1).abs().mean()
+            loss, seen["upsampled"] = loss + self.settings.train.upsampled_weight * error, error
+        adversaries = modules[ADVERSARIES]
+        if step >= weights.adversaries_from:
+            adversaries.requires_grad_(False)  # judges now, learns below
+            scores = adversaries(made)
+            adversaries.requires_grad_(True)
+            loss = (
+                loss
+                + weights.picture_adversary * deceived(scores.picture)
+                + weights.feature_adversary * deceived(scores.features)
+                + weights.latent_adversary * deceived(scores.latents)
+            )
+        yield NETWORK, loss, {name: value.detach() for name, value in seen.items()}
+        if step >= weights.adversaries_from - 100:
+            made = Views(*(_detached(view) for view in made))
+            right, wrong = adversaries(real), adversaries(made)
+            parts = [hinge(r, w) for r, w in zip(right, wrong, strict=True)]
+            yield ADVERSARIES, torch.stack(parts).sum(), {}
+
+    def _estimate(self, net: nn.Module, batch: dict[str, Tensor], context: Tensor, taken: int) -> Tensor:
+        """x1 as the network sees it after `taken` steps of its trajectory, with gradient through that evaluation."""
+        steps, known = self.weights.steps, context.detach()
+        x = make_source(self.flow, known[:, : batch["high"].shape[1]], batch["noise"])
+        times = torch.arange(steps, device=x.device) / steps
+        with torch.no_grad():
+            for t in times[:taken]:
+                x = x + net(x, t.expand(len(x)), known).float() / steps
+        t = times[taken]
+        return x + (1 - t) * net(x, t.expand(len(x)), context).float()
+
+    def _views(self, latents: Tensor, upsampled: Tensor, low: Tensor, window: tuple[int, int]) -> Views:
+        scale, side = self.flow.scale, self.weights.window
+        top, left = window
+        cut = latents[:, :, top : top + side, left : left + side]
+        picture = self.vae.decoder(cut).float().clamp(-0.05, 1.05)
+        with torch.no_grad():
+            small = low[:, :, top // scale : (top + side) // scale, left // scale : (left + side) // scale]
+            low_picture = enlarge(self.vae.decoder(small).float().clamp(0, 1), scale)
+            low_features = self.features(low_picture)
+        return Views(picture, low_picture, self.features(picture), low_features, latents, upsampled)
+
+
+def _detached(view: object) -> object:
+    return [v.detach() for v in view] if isinstance(view, list) else view.detach()  # pyright: ignore

@@ -1,0 +1,177 @@
+"""Training a model that lifts latents: data, objective, validation and file, for the loop to run."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..files.model_file import save_model
+from ..images.files import find_photos
+from ..model import CFMModel, build_network
+from ..sampling import Sampling
+from ..unet import UNet
+from ..vae.autoencoder import Autoencoder
+from ..vae.files import load_vae
+from .disturb import disturb
+from .encode import Encoder, Variant, encode_photos
+from .few_step import FewStep
+from .latents import LatentCrops, LatentSet, is_packed
+from .loop import ADVERSARIES, NETWORK, Losses
+from .objectives import context_of, flow_loss
+from .settings import RunSettings
+from .start import start_from
+from .validate import HeldOut, held_out, validate
+
+log = logging.getLogger(__name__)
+
+
+class LiftTask:
+    """The task of `settings` in the folder `out`; see `loop.Task`."""
+
+    def __init__(self, settings: RunSettings, accelerator: Accelerator, out: Path, fresh: bool) -> None:
+        self.settings, self.out, self.device = settings, out, accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        train = settings.train
+        torch.manual_seed(train.seed)  # decides the first weights; every later draw has its own generator
+        net = build_network(settings.model_config())
+        if train.start_from and fresh:
+            said = start_from(net, settings.model_config(), train.start_from)
+            if accelerator.is_main_process:
+                log.info(said)
+        self.modules: dict[str, nn.Module] = {NETWORK: net}
+        self.rates = {NETWORK: 1.0, ADVERSARIES: settings.few_step.adversary_rate}
+        self.few_step: FewStep | None = None
+        if train.objective == "few_step":
+            self.few_step = FewStep(settings, self.vae)
+            self.modules[ADVERSARIES] = self.few_step.adversaries
+        self.unwrap = accelerator.unwrap_model
+        self.main = accelerator.is_main_process
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        train = self.settings.train
+        rng = np.random.default_rng((train.seed, step, self.rank, 1))
+        cascaded = bool(rng.random() < train.cascaded)
+        batch = self.crops.batch(step, train.batch // self.world, self.rank, self.world)
+        if cascaded:
+            batch = self._lifted_low(batch)
+        if train.disturbed:
+            batch = disturb(batch, train.disturbed, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        return batch
+
+    def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> Losses:
+        settings, net = self.settings, modules[NETWORK]
+        context = context_of(self.unwrap(net), settings.flow, batch)
+        if self.few_step is not None:
+            yield from self.few_step.losses(modules, batch, context, step)
+            return
+        loss = flow_loss(settings.train.objective, net, settings.flow, batch, context)
+        seen = {}
+        if settings.context_encoder is not None:
+            seen["upsampled"] = upsampled_error(context, batch["high"])
+            loss = loss + settings.train.upsampled_weight * seen["upsampled"]
+        yield NETWORK, loss, {name: value.detach() for name, value in seen.items()}
+
+    def validate(self, weights: dict[str, Tensor], picture: Path) -> dict[str, float]:
+        held = self.held
+        if not held:
+            return {}
+        config = self.settings.model_config()
+        net = build_network(config, device=self.device)
+        net.load_state_dict(weights)
+        return validate(CFMModel(config, net.eval()), held, self.vae, picture)
+
+    def export(self, weights: dict[str, Tensor], facts: dict[str, object]) -> Path:
+        data, path = self.settings.data, self.out / f"{self.settings.name}.safetensors"
+        facts = {**facts, "short_sides": list(data.short_sides), "data_license": data.license}
+        save_model(path, self.settings.model_config(facts), weights)
+        return path
+
+    @cached_property
+    def vae(self) -> Autoencoder:
+        data = self.settings.data
+        if not data.vae:
+            raise ValueError(
+                f"objective {self.settings.train.objective} and validation decode pictures: set data.vae, or leave "
+                "data.validation out"
+            )
+        dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
+        return load_vae(data.vae, space=data.latent_space, device=self.device, dtype=dtype)
+
+    @cached_property
+    def crops(self) -> LatentCrops:
+        data, train = self.settings.data, self.settings.train
+        if is_packed(data.cache):
+            examples, groups = LatentSet.load(data.cache), ()
+            self._check_packed(examples)
+        else:
+            examples, groups = encode_run(self.settings, self.vae, (self.rank, self.world))
+        shares = data.shares if groups else ()
+        return LatentCrops(
+            examples.to(self.device),
+            crop=train.crop,
+            scale=self.settings.flow.scale,
+            seed=train.seed,
+            groups=groups,
+            shares=shares,
+        )
+
+    @cached_property
+    def held(self) -> list[HeldOut]:
+        data = self.settings.data
+        if not data.validation or not self.main:
+            return []
+        if not data.vae:
+            log.info("no validation: it needs an autoencoder, and data.vae is empty")
+            return []
+        photos = find_photos(data.validation)[: self.settings.train.validation_photos]
+        return held_out(photos, self.vae, self.settings.flow, data.short_sides[0])
+
+    @torch.no_grad()
+    def _lifted_low(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch whose low latents are lifts of latents smaller still, as the second lift of a cascade meets them."""
+        model = CFMModel(self.settings.model_config(), self._network())
+        sampling = Sampling(steps=2, seed=int(batch["noise"][0, 0, 0, 0].abs() * 2**20))
+        return {**batch, "low": model.upscale(batch["lower"], sampling)}
+
+    def _network(self) -> UNet:
+        net = self.unwrap(self.modules[NETWORK])
+        assert isinstance(net, UNet)
+        return net
+
+    def _check_packed(self, examples: LatentSet) -> None:
+        wanted = {"latent_space": self.settings.data.latent_space, "scale": self.settings.flow.scale}
+        if self.settings.data.vae:
+            wanted["autoencoder"] = self.vae.fingerprint()
+        found = {name: examples.identity.get(name) for name in wanted}
+        if found != wanted:
+            raise ValueError(
+                f"the packed latents {self.settings.data.cache} were made with {found}, this run has {wanted}: pack "
+                "others with 'fmboost pack'"
+            )
+
+
+def upsampled_error(context: Tensor, high: Tensor) -> Tensor:
+    """L1 error of a learned context's upsampled latent, which makes it the middle of the possible answers."""
+    return (context[:, : high.shape[1]] - high).abs().mean()
+
+
+def encode_run(settings: RunSettings, vae: Autoencoder, share: tuple[int, int]) -> tuple[LatentSet, list[int]]:
+    """The examples of a run, encoded where they are not cached yet, and the number of the folder of each."""
+    data = settings.data
+    encoder = Encoder(vae, settings.flow)
+    variants = [
+        Variant(side, flip) for flip in ((False, True) if data.flips else (False,)) for side in data.short_sides
+    ]
+    files, groups = [], []
+    for number, folder in enumerate(data.photos):
+        found = encode_photos(find_photos(folder), variants, data.cache, encoder, share)
+        kept = [file for file in found if file is not None]
+        files += kept
+        groups += [number] * len(kept)
+    return LatentSet.read(files, encoder.identity), groups

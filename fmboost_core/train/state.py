@@ -1,0 +1,117 @@
+"""The state of a run on disk: written beside the one before, moved into place whole, found again after any stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from .settings import RunSettings
+
+REPORTS = ("log_every", "log_with", "save_every", "validate_every", "validation_photos")
+FREE = {
+    "train": ("steps", "decay", "start_from", *REPORTS),
+    "data": ("photos", "vae", "cache", "validation"),
+}
+"""Settings in which a resumed run may differ: its length, its reports, where things lie, what is done already."""
+PROGRESS = "progress.json"
+
+
+class RunState:
+    """States lie in ``state/step-N``; the newest whole one counts. A folder that is being written has another name.
+
+    Raises ValueError where `out` holds a run and `resume` is not asked for, or there is none to resume, or it is of
+    other settings.
+    """
+
+    def __init__(self, settings: RunSettings, out: Path, resume: bool) -> None:
+        self.settings, self.out, self.resume = settings, out, resume
+        self.folder = out / "state"
+        found = self._newest()
+        if resume and found is None:
+            raise ValueError(f"nothing to resume in {out}: run without --resume first")
+        if not resume and found is not None:
+            raise ValueError(f"{out} holds a run already: add --resume to go on, or choose another folder")
+        if found is not None:
+            self._check_same(found)
+
+    def load(self, accelerator: Accelerator) -> tuple[int, float]:
+        """Bring the prepared modules to the state to resume from; returns its step and seconds, (0, 0) for none."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not self.resume:
+            return 0, 0.0
+        newest = self._newest()
+        assert newest is not None
+        try:
+            accelerator.load_state(str(newest))
+        except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"the state {newest} cannot be read ({error}): delete it to go on from an earlier one, or begin anew"
+            ) from error
+        progress = json.loads((newest / PROGRESS).read_text(encoding="utf-8"))
+        return progress["step"], progress["seconds"]
+
+    def save(self, accelerator: Accelerator, step: int, seconds: float) -> None:
+        """Write the state of `step`, then remove those before it. Raises ValueError where it cannot be written."""
+        partial = self.folder / "partial"
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(partial))
+            accelerator.wait_for_everyone()
+            if not accelerator.is_main_process:
+                return
+            progress = {"step": step, "seconds": seconds, "run": self._identity()}
+            (partial / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+            target = self.folder / f"step-{step}"
+            if target.exists():  # a run of as many steps, resumed with nothing left to do
+                shutil.rmtree(partial)
+                return
+            os.replace(partial, target)
+        except (OSError, SafetensorError, RuntimeError) as error:  # as Python, safetensors and torch.save say it
+            shutil.rmtree(partial, ignore_errors=True)
+            raise ValueError(
+                f"the state of step {step} could not be written to {self.out} ({error}): make room and go on from the "
+                "save before it with --resume"
+            ) from error
+        for old in self._states()[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        """Whole states, oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else []
+        steps = {int(m[1]): p for p in found if (m := re.fullmatch(r"step-(\d+)", p.name)) and (p / PROGRESS).is_file()}
+        return [steps[n] for n in sorted(steps)]
+
+    def _newest(self) -> Path | None:
+        states = self._states()
+        return states[-1] if states else None
+
+    def _identity(self) -> dict[str, Any]:
+        run = json.loads(json.dumps(asdict(self.settings)))
+        return {
+            section: {k: v for k, v in given.items() if k not in FREE.get(section, ())}
+            if isinstance(given, dict)
+            else given
+            for section, given in run.items()
+        }
+
+    def _check_same(self, state: Path) -> None:
+        ours = self._identity()
+        theirs = json.loads((state / PROGRESS).read_text(encoding="utf-8"))["run"]
+        for section, given in ours.items():  # settings that are newer than the run
+            if isinstance(given, dict) and isinstance(theirs.get(section), dict):
+                kind = type(getattr(self.settings, section))
+                defaults = {f.name: f.default for f in fields(kind) if f.name in given}
+                theirs[section] = {**json.loads(json.dumps(defaults, default=str)), **theirs[section]}
+        if theirs != ours:
+            raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")

@@ -1,0 +1,1 @@
+"""Autoencoders: tiny ones (TAESD) and full ones (diffusers), behind one surface."""

@@ -1,0 +1,64 @@
+"""The full autoencoders of the diffusion models, as diffusers stores them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..latent_spaces import LatentSpace, latent_space
+from .autoencoder import Autoencoder
+
+
+class _Encoder(nn.Module):
+    def __init__(self, kl: Any, space: LatentSpace) -> None:
+        super().__init__()
+        self.kl, self.space = kl, space
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.kl.encode(2 * images - 1).latent_dist.mode() - self.space.shift) * self.space.scale
+
+
+class _Decoder(nn.Module):
+    def __init__(self, kl: Any, space: LatentSpace) -> None:
+        super().__init__()
+        self.kl, self.space = kl, space
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (self.kl.decode(latents / self.space.scale + self.space.shift).sample + 1) / 2
+
+
+def is_kl_folder(folder: Path) -> bool:
+    """Whether diffusers' AutoencoderKL wrote this folder. Raises ValueError for a config.json that is not JSON."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is not JSON ({error}): get the file again") from error
+    return isinstance(found, dict) and found.get("_class_name") == "AutoencoderKL"
+
+
+def load_kl(folder: Path, space: str | None) -> Autoencoder:
+    """The AutoencoderKL in `folder`, with latents scaled by the numbers of `space`; `encode` returns the mode.
+
+    Raises ValueError where diffusers is missing, or the space is not named or has another number of channels.
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ValueError(f"{folder} needs diffusers: install it with pip install 'fmboost[paper]'") from error
+    if space is None:
+        raise ValueError(f"{folder} does not tell its latent space: name it with space=")
+    found = latent_space(space)
+    kl: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    if kl.config.latent_channels != found.channels:
+        raise ValueError(
+            f"{folder} makes latents of {kl.config.latent_channels} channels: {space} latents have {found.channels}; "
+            "choose the autoencoder of that family"
+        )
+    # Attention and norms see the whole of a 1024 px picture.
+    return Autoencoder(found, _Encoder(kl, found), _Decoder(kl, found), tile=128)

@@ -1,0 +1,1 @@
+"""Everything learned about the host, one subject a file."""

@@ -1,0 +1,53 @@
+"""The node's progress bar, and the picture on it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import latent_preview
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .latents import latent_format
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SIZE = 128  # latent pixels
+
+
+class Progress:
+    """Progress over several lifts, with the current estimate of the result as its picture."""
+
+    def __init__(self, device: torch.device, space: str, lifts: int, evaluations: int | None) -> None:
+        """`evaluations` are those of a lift; None where the solver chooses them: progress is then time in the flow."""
+        self.per_lift = evaluations or 1000
+        self.evaluations = 0
+        self.bar = comfy.utils.ProgressBar(lifts * self.per_lift)
+        self.previewer = latent_preview.get_previewer(device, latent_format(space))
+
+    def update(self, lift: int, evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
+        """Report evaluation number `evaluation` of lift number `lift`; `estimate` (1, C, h, w), scaled."""
+        self.evaluations += 1
+        done = evaluation if total else round(t * self.per_lift)
+        value = lift * self.per_lift + done
+        self.bar.update_absolute(value, self.bar.total, self._picture(estimate))
+
+    def _picture(self, estimate: Tensor) -> Any:
+        if self.previewer is None:
+            return None
+        try:
+            factor = PREVIEW_SIZE / max(estimate.shape[2:])
+            if factor < 1:  # a preview is shown small: decoding all of a large latent would cost more than a step
+                size = [max(1, round(side * factor)) for side in estimate.shape[2:]]
+                estimate = F.interpolate(estimate, size, mode="area")
+            return self.previewer.decode_latent_to_preview_image("JPEG", estimate)
+        except mm.InterruptProcessingException:
+            raise
+        except Exception:
+            log.exception("FMBoost: no preview in this run, its picture could not be made")
+            self.previewer = None
+            return None
