@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from .config import ContextEncoderConfig, FlowConfig
 from .images.resize import enlarge
 from .vae.protocol import VAE
 
+Encode = Callable[[Tensor], Tensor]
 
-def make_context(flow: FlowConfig, low: Tensor, *, vae: VAE | None = None, encoder: nn.Module | None = None) -> Tensor:
+
+def make_context(flow: FlowConfig, low: Tensor, *, vae: VAE | None = None, encoder: Encode | None = None) -> Tensor:
     """The context (B, C', scale*h, scale*w) of a scaled low latent (B, C, h, w); its first C channels are upsampled.
 
     ``nearest`` and ``bilinear`` interpolate the latent. ``psu`` decodes it, enlarges the picture and encodes it again

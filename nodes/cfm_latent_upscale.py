@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..fmboost_core import LATENT_SPACES, SOLVERS, Sampling
 from ..fmboost_core.cascade import lifts, stage_seed
+from ..fmboost_core.memory import SMALLEST_TILE
 from ..fmboost_core.sampling import STEPS
 from ..fmboost_core.solver import Callback, evaluations
 from ..fmboost_core.vae.protocol import VAE
 from .host.latents import Latents, choose_space, latent_format
-from .host.memory import HALF, SMALLEST_TILE, HostModel, within_memory
+from .host.memory import HALF, HostModel, within_memory
 from .host.preview import Progress
 from .host.schema import ADVANCED, LATENT_CATEGORY, CFMType, schema, seed_input
 from .host.vae import find_vae
@@ -182,11 +183,11 @@ class CFMLatentUpscale(io.ComfyNode):
         source = None if options.source is None else scaling.process_in(_source(options, model, low).to(device))
         make_vae = find_vae(model, options.vae, space)
         progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps))
-        began, results, frames = time.perf_counter(), [], []
+        began, results, paths = time.perf_counter(), [], []
         # One by one, so that no image depends on its neighbours and memory not on their number.
-        for i in range(low.shape[0]):
+        for i, index in enumerate(latents.batch_index):
             high, path = low[i : i + 1], []
-            image = replace(sampling, batch_index=(latents.batch_index[i],))
+            image = replace(sampling, batch_index=(index,))
             for stage in range(count):
                 report = partial(progress.update, i * count + stage)
                 lift = _Lift(
@@ -200,12 +201,14 @@ class CFMLatentUpscale(io.ComfyNode):
                 image = replace(image, tile=tile)
             sampling = replace(sampling, tile=image.tile)
             results.append(high)
-            frames += [*path, high.cpu()]
+            paths += [*path, high.cpu()]
         result = scaling.process_out(torch.cat(results))
         _log_done(low, result, space.pixels, progress.evaluations, time.perf_counter() - began)
         latent = latents.repack(result)
         latent.pop(KEY, None)  # it describes the samples that came in
-        return io.NodeOutput(latent, latents.pack(scaling.process_out(torch.cat(frames))))
+        if not options.trajectory:
+            return io.NodeOutput(latent, {"samples": latent["samples"]})
+        return io.NodeOutput(latent, latents.pack(scaling.process_out(torch.cat(paths))))
 
 
 @dataclass(frozen=True)

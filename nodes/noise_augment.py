@@ -23,12 +23,12 @@ KEY = "fmboost_noise"
 
 
 class Noise(NamedTuple):
-    """What lies under `KEY`: `clean` are raw latents (B, C, h, w), image b was noised from (seed, batch_index[b])."""
+    """What lies under `KEY`: `clean` are raw latents (N, C, h, w), row n was noised from (seed, batch_index[n])."""
 
     clean: Tensor
     noise_step: int
     seed: int
-    batch_index: list[int]
+    batch_index: tuple[int, ...]
     space: str
 
 

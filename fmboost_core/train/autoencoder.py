@@ -6,6 +6,7 @@ crops of photos, so its latents can be exchanged with the teacher's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..images.files import find_photos, load_photo
+from ..images.files import load_photo
+from ..images.folders import find_photos
 from ..storage import write_tensors
 from ..vae.autoencoder import Autoencoder
 from ..vae.files import load_vae
@@ -80,7 +82,7 @@ class AutoencoderTask:
     def validate(self, weights: dict[str, Tensor], picture: Path) -> dict[str, float]:
         return {}
 
-    def export(self, weights: dict[str, Tensor], facts: dict[str, object]) -> Path:
+    def export(self, weights: dict[str, Tensor], facts: Mapping[str, object]) -> Path:
         path = self.out / f"{self.settings.name}.safetensors"
         write_tensors({k.removeprefix("student."): v.half().cpu().contiguous() for k, v in weights.items()}, path)
         return path

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import FlowConfig
-from ..images.files import Photo, load_photo, read_bytes
+from ..images.files import load_photo
+from ..images.folders import Photo, read_bytes
 from ..images.resize import enlarge, reduce
 from ..storage import write_tensors
 from ..vae.autoencoder import Autoencoder
@@ -82,10 +83,10 @@ def compact(example: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def encode_photos(
     photos: Sequence[Photo], variants: Sequence[Variant], cache: str | Path, encoder: Encoder, share: tuple[int, int]
-) -> list[Path | None]:
+) -> list[Path]:
     """Encode every photo in every variant into the folder `cache`; what is there already is kept.
 
-    Returns the file of each, photo by photo, and None for a photo that cannot be used, which the log names. A file's
+    Returns the files, photo by photo, without those of photos that cannot be used, which the log names. A file's
     name is a digest of the photo's contents, the variant and the encoder, so it is never taken for another's. `share`
     is (number, of how many): a process encodes its own share and waits for the files of the others.
     """
@@ -93,28 +94,34 @@ def encode_photos(
     cache.mkdir(parents=True, exist_ok=True)
     multiple = encoder.vae.space.pixels * encoder.flow.scale * (2 if encoder.flow.scale == 2 else 1)
     key = json.dumps(encoder.identity, sort_keys=True)
-    jobs = [(photo, variant) for photo in photos for variant in variants]
-    own = range(share[0], len(jobs), share[1])
-    files: list[Path] = []
-    for photo, variant in jobs:
-        digest = hashlib.sha256(f"{key} {variant}".encode())
-        digest.update(read_bytes(photo))
-        files.append(cache / f"{digest.hexdigest()[:40]}.safetensors")
-    for n in tqdm(own, desc="encoding photos", unit="photo", disable=share[0] > 0):
-        (photo, variant), file = jobs[n], files[n]
+    jobs: list[tuple[Photo, Variant, Path]] = []
+    for photo in photos:
+        try:
+            contents = read_bytes(photo)
+        except OSError as error:
+            log.warning("skipped %s: %s", photo, error)
+            continue
+        for variant in variants:
+            digest = hashlib.sha256(f"{key} {variant}".encode() + contents)
+            jobs.append((photo, variant, cache / f"{digest.hexdigest()[:40]}.safetensors"))
+    for photo, variant, file in tqdm(
+        jobs[share[0] :: share[1]], desc="encoding photos", unit="photo", disable=share[0] > 0
+    ):
         if file.exists() or _unusable(file).exists():
             continue
         try:
             image = load_photo(photo, variant.short_side, multiple, variant.flip)
-            write_tensors(compact(encode_example(image, encoder.flow, encoder.vae)), file)
         except (OSError, ValueError) as error:
-            log.warning("skipped %s: %s", photo, error)
             _unusable(file).write_text(str(error), encoding="utf-8")
-    for file in files:  # no collective here: it would run into the process group's time limit
+            continue
+        write_tensors(compact(encode_example(image, encoder.flow, encoder.vae)), file)
+    for photo, _, file in jobs:  # no collective here: it would run into the process group's time limit
         while not file.exists() and not _unusable(file).exists():
             time.sleep(1)
-    usable = [file if file.exists() else None for file in files]
-    if not any(usable):
+        if not file.exists() and share[0] == 0:
+            log.warning("skipped %s: %s", photo, _unusable(file).read_text(encoding="utf-8"))
+    usable = [file for _, _, file in jobs if file.exists()]
+    if not usable:
         raise ValueError(f"none of the {len(photos)} photos could be used")
     return usable
 

@@ -67,7 +67,7 @@ class FewStep:
             )
         yield NETWORK, loss, {name: value.detach() for name, value in seen.items()}
         if step >= weights.adversaries_from - 100:
-            made = Views(*(_detached(view) for view in made))
+            made = made.detached()
             right, wrong = adversaries(real), adversaries(made)
             parts = [hinge(r, w) for r, w in zip(right, wrong, strict=True)]
             yield ADVERSARIES, torch.stack(parts).sum(), {}
@@ -93,7 +93,3 @@ class FewStep:
             low_picture = enlarge(self.vae.decoder(small).float().clamp(0, 1), scale)
             low_features = self.features(low_picture)
         return Views(picture, low_picture, self.features(picture), low_features, latents, upsampled)
-
-
-def _detached(view: object) -> object:
-    return [v.detach() for v in view] if isinstance(view, list) else view.detach()  # pyright: ignore

@@ -61,8 +61,8 @@ class Ragged:
         return self.values[start[:, :, None, None] + plane]
 
     def to(self, device: torch.device | str) -> Ragged:
-        parts = (self.values, self.heights, self.widths, self.offsets)
-        return Ragged(*(part.to(device) for part in parts), self.channels)
+        values, heights, widths = (part.to(device) for part in (self.values, self.heights, self.widths))
+        return Ragged(values, heights, widths, self.offsets.to(device), self.channels)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..files.model_file import save_model
-from ..images.files import find_photos
+from ..images.folders import find_photos
 from ..model import CFMModel, build_network
-from ..sampling import Sampling
+from ..sampling import STEPS, Sampling
 from ..unet import UNet
 from ..vae.autoencoder import Autoencoder
 from ..vae.files import load_vae
@@ -51,7 +52,7 @@ class LiftTask:
             self.few_step = FewStep(settings, self.vae)
             self.modules[ADVERSARIES] = self.few_step.adversaries
         self.unwrap = accelerator.unwrap_model
-        self.main = accelerator.is_main_process
+        self.held = self._held_out() if accelerator.is_main_process else []
 
     def batch(self, step: int) -> dict[str, Tensor]:
         train = self.settings.train
@@ -78,15 +79,15 @@ class LiftTask:
         yield NETWORK, loss, {name: value.detach() for name, value in seen.items()}
 
     def validate(self, weights: dict[str, Tensor], picture: Path) -> dict[str, float]:
-        held = self.held
-        if not held:
+        if not self.held:
             return {}
         config = self.settings.model_config()
         net = build_network(config, device=self.device)
         net.load_state_dict(weights)
-        return validate(CFMModel(config, net.eval()), held, self.vae, picture)
+        steps = {"regression": 1, "few_step": self.settings.few_step.steps}.get(self.settings.train.objective, STEPS)
+        return validate(CFMModel(config, net.eval()), self.held, self.vae, picture, steps)
 
-    def export(self, weights: dict[str, Tensor], facts: dict[str, object]) -> Path:
+    def export(self, weights: dict[str, Tensor], facts: Mapping[str, object]) -> Path:
         data, path = self.settings.data, self.out / f"{self.settings.name}.safetensors"
         facts = {**facts, "short_sides": list(data.short_sides), "data_license": data.license}
         save_model(path, self.settings.model_config(facts), weights)
@@ -121,10 +122,9 @@ class LiftTask:
             shares=shares,
         )
 
-    @cached_property
-    def held(self) -> list[HeldOut]:
+    def _held_out(self) -> list[HeldOut]:
         data = self.settings.data
-        if not data.validation or not self.main:
+        if not data.validation:
             return []
         if not data.vae:
             log.info("no validation: it needs an autoencoder, and data.vae is empty")
@@ -148,6 +148,8 @@ class LiftTask:
         wanted = {"latent_space": self.settings.data.latent_space, "scale": self.settings.flow.scale}
         if self.settings.data.vae:
             wanted["autoencoder"] = self.vae.fingerprint()
+        if self.settings.flow.upsampling == "psu":
+            wanted["psu"] = 1
         found = {name: examples.identity.get(name) for name in wanted}
         if found != wanted:
             raise ValueError(
@@ -171,7 +173,6 @@ def encode_run(settings: RunSettings, vae: Autoencoder, share: tuple[int, int]) 
     files, groups = [], []
     for number, folder in enumerate(data.photos):
         found = encode_photos(find_photos(folder), variants, data.cache, encoder, share)
-        kept = [file for file in found if file is not None]
-        files += kept
-        groups += [number] * len(kept)
+        files += found
+        groups += [number] * len(found)
     return LatentSet.read(files, encoder.identity), groups

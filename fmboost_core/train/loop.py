@@ -6,14 +6,14 @@ import csv
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, LoggerType
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, LoggerType
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,7 +48,7 @@ class Task(Protocol):
         """Figures of a network with these weights; none where there is nothing to validate on."""
         ...
 
-    def export(self, weights: dict[str, Tensor], facts: dict[str, object]) -> Path:
+    def export(self, weights: dict[str, Tensor], facts: Mapping[str, object]) -> Path:
         """Write what ships into the run's folder, and return its path."""
         ...
 
@@ -66,6 +66,8 @@ def make_accelerator(settings: TrainSettings, out: Path) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        # Older versions of torch reuse a cast made without gradient, as along a trajectory, where gradients are wanted.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
         log_with=settings.log_with or None,
         project_dir=str(out),
     )
@@ -108,12 +110,13 @@ class Loop:
             self.step += 1
             bar.update()
             last = self.step == settings.steps
-            if self.step % settings.log_every == 0 or last:
+            saves = self.step % settings.save_every == 0 or last
+            if self.step % settings.log_every == 0 or saves:  # what is saved was looked at
                 now = time.monotonic()
                 self._log(bar, recent, now - since)
                 since = now
                 recent.clear()
-            if self.step % settings.save_every == 0 or last:
+            if saves:
                 path = self._save()
             if self.main and (self.step % settings.validate_every == 0 or last):
                 self._validate()
@@ -183,7 +186,7 @@ class Loop:
 
 def append_row(path: Path, row: dict[str, float]) -> None:
     """Append `row` to a CSV file; columns that are new begin there, with the rows before left empty in them."""
-    rows: list[dict[str, object]] = []
+    rows: list[Mapping[str, object]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             header = next(csv.reader(file), [])

@@ -42,7 +42,7 @@ MANY = 10**9
 
 @dataclass(frozen=True)
 class DataSettings:
-    cache: str  # folder for latents; or a file of `fmboost pack`, which needs no photos
+    cache: str = ""  # folder for latents; or a file of `fmboost pack`, which needs no photos
     photos: tuple[str, ...] = ()  # folders of pictures, or of .tar shards of them (webdataset)
     shares: tuple[float, ...] = ()  # of the crops, one for each folder (default: by their area)
     vae: str = ""  # TAESD file or folder
@@ -153,12 +153,16 @@ class RunSettings:
             raise ValueError(f"objective {objective} goes with flow.path {path!r}: it is {self.flow.path!r}")
         if objective == "sr3" and self.data.validation:
             raise ValueError("validation follows a flow, which objective sr3 does not have: leave data.validation out")
-        if objective == "few_step" and self.few_step.window > self.train.crop:
+        window, scale = self.few_step.window, self.flow.scale
+        if objective == "few_step" and (window > self.train.crop or window % scale):
             raise ValueError(
-                f"few_step.window is {self.few_step.window}: expected at most train.crop, {self.train.crop}"
+                f"few_step.window is {window}: expected a multiple of the scale {scale}, at most train.crop, "
+                f"{self.train.crop}"
             )
         if self.train.cascaded and self.flow.upsampling == "psu":
             raise ValueError("cascaded crops have no decoded picture: set train.cascaded to 0 with upsampling psu")
+        if self.train.cascaded and scale != 2:
+            raise ValueError(f"cascaded crops are for models of scale 2: set train.cascaded to 0 at scale {scale}")
 
     @property
     def fingerprint(self) -> str:
@@ -212,7 +216,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
         for name, kind in SECTIONS.items()
         if name in values or name in {"data", "train"} and values.setdefault(name, {}) is not None
     }
-    _check_sources(sections["data"], str(path))
+    _check_sources(sections["data"], sections["train"].objective, str(path))
     space = latent_space(sections["data"].latent_space)
     flow = sections.setdefault("flow", FlowConfig())
     if flow.upsampling == "learned":
@@ -226,10 +230,19 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
     return settings
 
 
-def _check_sources(data: DataSettings, where: str) -> None:
-    missing = [name for name in ("photos", "vae") if not any(getattr(data, name))]
-    if missing and not data.cache.endswith(".safetensors"):
-        raise ValueError(f"{where}, [data]: missing {', '.join(missing)}: only packed latents, .safetensors, need none")
+def _check_sources(data: DataSettings, objective: str, where: str) -> None:
+    if objective == "autoencoder":
+        needed, hint = ("photos", "vae"), "a small autoencoder learns from photos and a larger one"
+    elif data.cache.endswith(".safetensors"):
+        return
+    else:
+        needed, hint = (
+            ("photos", "vae", "cache"),
+            "only a run on packed latents (.safetensors) needs no photos and no autoencoder",
+        )
+    missing = [name for name in needed if not any(getattr(data, name))]
+    if missing:
+        raise ValueError(f"{where}, [data]: missing {', '.join(missing)}: {hint}")
 
 
 def _resolve_paths(values: dict[str, Any], base: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 from dataclasses import asdict, fields
@@ -51,11 +52,9 @@ class RunState:
         assert newest is not None
         try:
             accelerator.load_state(str(newest))
-        except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"the state {newest} cannot be read ({error}): delete it to go on from an earlier one, or begin anew"
-            ) from error
-        progress = json.loads((newest / PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise _damaged(newest, error) from error
+        progress = _progress(newest)
         return progress["step"], progress["seconds"]
 
     def save(self, accelerator: Accelerator, step: int, seconds: float) -> None:
@@ -107,7 +106,7 @@ class RunState:
 
     def _check_same(self, state: Path) -> None:
         ours = self._identity()
-        theirs = json.loads((state / PROGRESS).read_text(encoding="utf-8"))["run"]
+        theirs = _progress(state)["run"]
         for section, given in ours.items():  # settings that are newer than the run
             if isinstance(given, dict) and isinstance(theirs.get(section), dict):
                 kind = type(getattr(self.settings, section))
@@ -115,3 +114,17 @@ class RunState:
                 theirs[section] = {**json.loads(json.dumps(defaults, default=str)), **theirs[section]}
         if theirs != ours:
             raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
+
+
+def _progress(state: Path) -> dict[str, Any]:
+    try:
+        return json.loads((state / PROGRESS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(state, error) from error
+
+
+def _damaged(state: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"the state {state} cannot be read ({error}): delete that folder, and go on from the state before it or, where "
+        "there is none, begin anew"
+    )

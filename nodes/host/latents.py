@@ -20,21 +20,17 @@ _FORMATS = {
 
 
 class Latents:
-    """The tensor in a LATENT as (B, C, h, w) float32, and the way back to what nodes pass on."""
+    """The tensor in a LATENT as rows (N, C, h, w) float32, and the way back to what nodes pass on.
+
+    A row is an image, or one frame of an image (B, C, T, h, w), whose frames follow one another.
+    """
 
     def __init__(self, latent: dict[str, Any], what: str = "samples") -> None:
-        """Raises ValueError for what is no picture: video, audio, nested, not finite or all-zero latents."""
+        """Raises ValueError for what is no picture: sound, nested, not finite or all-zero latents."""
         samples = latent["samples"]
         if getattr(samples, "is_nested", False):
             raise ValueError(f"{what} holds several latents in one (video with sound): expected latents of pictures")
-        self.origin, self.frames = latent, samples.ndim == 5
-        if self.frames:
-            if samples.shape[2] != 1:
-                raise ValueError(
-                    f"{what} is a video latent of {samples.shape[2]} frames: expected pictures; lift frames one by one"
-                )
-            samples = samples.squeeze(2)
-        if samples.ndim != 4:
+        if samples.ndim not in (4, 5):
             raise ValueError(
                 f"{what} has shape {tuple(samples.shape)}: expected the latents of pictures, "
                 "(batch, channels, height, width)"
@@ -49,24 +45,44 @@ class Latents:
                 f"{what} is all zeros, as from Empty Latent Image: connect the latent of a picture, "
                 "from KSampler or VAE Encode"
             )
-        self.raw = samples.float()
+        self.origin, self.frames = latent, samples.shape[2] if samples.ndim == 5 else 0
+        rows = samples.movedim(2, 1).flatten(0, 1) if self.frames else samples
+        self.raw = rows.float()
 
     @property
-    def batch_index(self) -> list[int]:
-        return list(self.origin.get("batch_index") or range(self.raw.shape[0]))
+    def batch_index(self) -> tuple[int, ...]:
+        """What chooses the noise of each row: all frames of an image have its entry. Raises ValueError where entries
+        and images are not as many."""
+        per_image = max(self.frames, 1)
+        images = self.raw.shape[0] // per_image
+        entries = list(self.origin.get("batch_index") or range(images))
+        if len(entries) != images:
+            raise ValueError(
+                f"the samples are {_count(images, 'image', 'images')} and their batch_index has "
+                f"{_count(len(entries), 'entry', 'entries')}: expected one entry for each image; a node before this "
+                "one changed the batch and did not keep its batch_index"
+            )
+        return tuple(entry for entry in entries for _ in range(per_image))
 
-    def repack(self, raw: Tensor, **entries: Any) -> dict[str, Any]:
-        """A LATENT with `raw` in place of the samples, `entries` set, and every other key kept."""
+    def repack(self, rows: Tensor, **entries: Any) -> dict[str, Any]:
+        """A LATENT with `rows` in place of those that came in, `entries` set, and every other key kept."""
         latent = self.origin.copy()
         latent.pop("downscale_ratio_spacial", None)  # newer hosts: of empty latents only
         latent.pop("downscale_ratio_temporal", None)
-        return {**latent, **self.pack(raw), **entries}
+        samples = rows.unflatten(0, (-1, self.frames)).movedim(1, 2) if self.frames else rows
+        return {**latent, "samples": _passed_on(samples), **entries}
 
-    def pack(self, raw: Tensor) -> dict[str, Any]:
-        """A LATENT of `raw` alone, where its rows are not those that came in."""
-        dtype = getattr(mm, "intermediate_dtype", lambda: torch.float32)()
-        raw = raw.to(mm.intermediate_device(), dtype)
-        return {"samples": raw.unsqueeze(2) if self.frames else raw}
+    def pack(self, rows: Tensor) -> dict[str, Any]:
+        """A LATENT of `rows` alone, which are not those that came in: each is an image, of one frame."""
+        return {"samples": _passed_on(rows.unsqueeze(2) if self.frames else rows)}
+
+
+def _passed_on(samples: Tensor) -> Tensor:
+    return samples.to(mm.intermediate_device(), getattr(mm, "intermediate_dtype", lambda: torch.float32)())
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def latent_format(space: str) -> comfy.latent_formats.LatentFormat:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +13,14 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ...fmboost_core import CFMModel, ModelConfig
+from ...fmboost_core import CFMModel, ModelConfig, memory
 from ...fmboost_core.files.model_file import read_model_file
 from ...fmboost_core.model import build_network
 from ...fmboost_core.vae.protocol import VAE
 from .files import model_path
 
-log = logging.getLogger(__name__)
-
 HALF = (torch.float16, torch.bfloat16)
 WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)
-SMALLEST_TILE = 16
 
 
 class HostModel(CFMModel):
@@ -98,21 +94,8 @@ def load_model(name: str) -> HostModel:
 
 
 def within_memory(run: Callable[[int], Tensor], tile: int, side: int) -> tuple[Tensor, int]:
-    """`run(tile)`, and where memory does not suffice again with tiles of half the side, as often as that helps.
-
-    `side` is that of the result in latent pixels. Returns the result and the tile that it took.
-    """
-    while True:
-        try:
-            return run(tile), tile
-        except Exception as error:
-            smaller = min(tile or side, side) // 2 // SMALLEST_TILE * SMALLEST_TILE
-            if not _is_out_of_memory(error) or not smaller:
-                raise
-        # Outside the handler, whose traceback would keep the tensors of the failed run alive.
-        mm.soft_empty_cache()
-        log.warning("CFM Latent Upscale: out of memory, trying again with tile_size %d", smaller)
-        tile = smaller
+    """`memory.within_memory` by the host's rules."""
+    return memory.within_memory(run, tile, side, ran_out=_is_out_of_memory, release=mm.soft_empty_cache)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small_models
+from . import small_models
 
 PACK = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import logging
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 comfy_path, base, pack = sys.argv[1:4]
@@ -22,6 +22,7 @@ comfy.options.enable_args_parsing()
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("pack", Path(pack) / "__init__.py", submodule_search_locations=[pack])
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
@@ -30,14 +31,12 @@ nodes = {
     node.define_schema().node_id: node
     for node in asyncio.run(asyncio.run(sys.modules["pack"].comfy_entrypoint()).get_node_list())
 }
-# The benchmark knows the library by its own name.
-sys.modules["fmboost_core"] = sys.modules["pack.fmboost_core"]
-spec = importlib.util.spec_from_file_location("memory", Path(pack) / "benchmarks" / "memory.py")
-memory = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(memory)
+core = sys.modules["pack.fmboost_core"]
 
 
 class Lines(logging.Handler):
+    """The lines logged since they were last taken."""
+
     def __init__(self):
         super().__init__()
         self.lines = []
@@ -45,9 +44,17 @@ class Lines(logging.Handler):
     def emit(self, record):
         self.lines.append(record.getMessage())
 
+    def take(self, text: str) -> list[str]:
+        found, self.lines = [line for line in self.lines if text in line], []
+        return found
+
 
 def load(name: str):
     return nodes["FMBoost_LoadCFMModel"].execute(name).result[0]
+
+
+def latents(batch: int, height: int, width: int) -> torch.Tensor:
+    return 5 * torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def lift(model, low: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
@@ -67,19 +74,55 @@ def limit(model, area: int) -> None:
     model.net.forward = limited
 
 
-def partly_loaded() -> dict[str, float]:
-    """Weights with a patch on each, all in place or one by one as they are used: how far the network's answers are."""
-    model = load("random.safetensors")
-    patcher, net = model.patcher, model.net
+def out_of_memory() -> dict:
+    log.take("")
+    model, low, found = load("random.safetensors"), latents(2, 24, 20), {}
+    whole, tiled = lift(model, low), lift(model, low, tile_size=16)
+    limit(model, 32 * 32)
+    found["once"] = torch.equal(lift(model, low), tiled), float((whole - tiled).abs().max()), log.take("memory")
+    limit(model, 16 * 16)
+    large = latents(1, 40, 36)
+    twice = lift(model, large)
+    found["twice"] = torch.equal(twice, lift(model, large, tile_size=16)), log.take("memory")
+    limit(model, 8 * 8)
+    try:
+        lift(model, large)
+    except mm.OOM_EXCEPTION:
+        found["never enough"] = log.take("memory")
+    # Of two lifts in a row the first fits and the second does not.
+    low = low[:1]
+    limit(model, 48 * 48)
+    cascaded = lift(model, low, scale=4)
+    lines = log.take("memory")
+    by_hand = lift(model, lift(model, low), seed=1 << 64, tile_size=48)
+    limit(model, 96 * 80)
+    whole = lift(model, low, scale=4)
+    found["cascade"] = [float((cascaded - other).abs().max()) for other in (by_hand, whole)], lines
+    return found
+
+
+def uncastable(name: str) -> list[str]:
+    """Layers with weights of their own that the host cannot cast as they are used."""
+    return [
+        where
+        for where, layer in load(name).net.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None and not hasattr(layer, "comfy_cast_weights")
+    ]
+
+
+def partly_loaded(name: str) -> dict[str, float]:
+    """Weights with a patch on each, all in place or one by one as they are used: how far the lifts are apart."""
+    model = load(name)
+    patcher, library = model.patcher, core.CFMModel(model.config, model.net)
     draw = torch.Generator().manual_seed(0)
-    x, context = (torch.randn(1, c, 8, 8, generator=draw) for c in (4, model.config.net.in_channels - 4))
-    plain = net(x, torch.zeros(1), context)
+    low = torch.randn(1, 4, 8, 8, generator=draw)
+    plain = library.upscale(low, steps=2)
     weights = patcher.model_state_dict()
     patcher.add_patches({k: ("diff", (0.1 * torch.randn(w.shape, generator=draw),)) for k, w in weights.items()})
     answers = {}
     for name, memory in (("whole", 1e9), ("partly", 1)):
         patcher.load(torch.device("cpu"), lowvram_model_memory=memory)
-        answers[name] = net(x, torch.zeros(1), context)
+        answers[name] = library.upscale(low, steps=2)
         answers[f"{name} in memory"] = patcher.loaded_size()
         patcher.unpatch_model(torch.device("cpu"))
     return {
@@ -89,61 +132,53 @@ def partly_loaded() -> dict[str, float]:
     }
 
 
+def peak(run: Callable[[], object]) -> int:
+    """The most bytes that were allocated at once by `run`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    memory = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = most = 0
+    for event in sorted(memory, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()
+        most = max(most, allocated)
+    return most
+
+
+def expected_over_measured(tile: int) -> float:
+    model, sampling = load("fmboost-sd15-x2"), core.Sampling(steps=1, tile=tile)
+    x0, context = (torch.randn(1, channels, 40, 44) for channels in (4, model.config.context_channels))
+    model.integrate(x0, context, sampling)  # the host may now keep copies of the weights
+    return model.bytes_needed(1, 40, 44, tile) / peak(lambda: model.integrate(x0, context, sampling))
+
+
+def overflow() -> dict:
+    log.take("")
+    low, large = latents(1, 24, 20), load("large.safetensors")
+    half = type(large)(large.name, large.config, large.patcher, torch.float16)
+    return {
+        "half is finite": bool(half.upscale(low * 0.18215, steps=2).isfinite().all()),
+        "repeated in float32": torch.equal(lift(half, low), lift(large, low)),
+        "lines": log.take("overflow"),
+    }
+
+
+def no_vae() -> str:
+    try:
+        lift(load("psu-sdxl.safetensors"), latents(1, 8, 8))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 with torch.inference_mode():
     log = Lines()
     logging.getLogger("pack").addHandler(log)
-    low = 5 * torch.randn(1, 4, 24, 20, generator=torch.Generator().manual_seed(0))
-    model = load("random.safetensors")
-    whole, tiled = lift(model, low), lift(model, low, tile_size=16)
-    limit(model, 32 * 32)
-    fallback = lift(model, low)
-    found = {"fallback": torch.equal(fallback, tiled), "tiled is another": not torch.equal(whole, tiled)}
-    # Of two lifts in a row the first fits and the second does not.
-    limit(model, 48 * 48)
-    cascaded = lift(model, low, scale=4)
-    by_hand = lift(model, lift(model, low), seed=1 << 64, tile_size=48)
-    limit(model, 96 * 80)
-    whole = lift(model, low, scale=4)
-    found["cascade"] = [float((cascaded - other).abs().max()) for other in (by_hand, whole)]
-    found["layers the host cannot cast"] = [
-        name
-        for name, layer in model.net.named_modules()
-        if next(layer.parameters(recurse=False), None) is not None and not hasattr(layer, "comfy_cast_weights")
-    ]
-    found["partly loaded"] = partly_loaded()
-    core = sys.modules["pack.fmboost_core.checkpoint"]
-    shipped = load("fmboost-sd15-x2")
-    found["measured"], found["expected"] = {}, {}
-    for tile in (0, 32):
-        x0 = torch.randn(1, 4, 40, 44)
-        context = torch.randn(1, shipped.config.net.in_channels - 4, 40, 44)
-        shipped.integrate(x0, context, steps=1, tile=tile)  # the host may now keep copies of the weights
-        run = partial(shipped.integrate, x0, context, steps=1, tile=tile)
-        found["measured"][tile] = memory.peak(run, torch.device("cpu"))
-        found["expected"][tile] = shipped.integrate_bytes(1, 40, 44, tile)
-    limit(model, 8 * 8)
-    try:
-        lift(model, low)
-    except mm.OOM_EXCEPTION:
-        found["second time"] = "raised"
-    found["out of memory"] = [line for line in log.lines if "out of memory" in line]
-
-    large = load("large.safetensors")
-    half = large.variant(dtype=torch.float16)
-    plain = half.upscale(low * 0.18215, steps=2)
-    found["half is finite"] = bool(plain.isfinite().all())
-    found["repeated in float32"] = torch.equal(lift(half, low), lift(large, low))
-    found["overflow"] = [line for line in log.lines if "overflow" in line]
-    # No TAESD in this base folder: the autoencoder that ships, where one does; another family has none.
-    small = core.shipped_vae("sd15")
-    if small is not None:
-        vae = sys.modules["pack.fmboost_core.vae"].load_vae(small)
-        expected = vae.encode(
-            torch.nn.functional.interpolate(vae.decode(low * 0.18215), scale_factor=2, mode="bilinear")
-        )
-        found["shipped vae"] = float((lift(load("psu.safetensors"), low) * 0.18215 - expected).abs().max())
-    try:
-        lift(load("psu-sdxl.safetensors"), low)
-    except ValueError as error:
-        found["no vae"] = str(error)
+    found = {
+        "out of memory": out_of_memory(),
+        "overflow": overflow(),
+        "no vae": no_vae(),
+        "expected over measured": {tile: expected_over_measured(tile) for tile in (0, 32)},
+    }
+    for name in ("random.safetensors", "learned.safetensors"):
+        found[name] = {"layers the host cannot cast": uncastable(name), "partly loaded": partly_loaded(name)}
 Path(base, "found.json").write_text(json.dumps(found))

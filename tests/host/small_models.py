@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from fmboost_core import FlowConfig, ModelConfig, NetConfig, save_model
-from fmboost_core.unet import UNet
+from fmboost_core import LATENT_SPACES, ContextEncoderConfig, FlowConfig, ModelConfig, NetConfig, save_model
+from fmboost_core.config import context_channels
+from fmboost_core.model import build_network
 
-CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "flux": 16}
 
-
-def config(space: str = "sd15", **flow) -> ModelConfig:
-    channels = CHANNELS[space]
-    picture = 3 * (8 // flow.get("scale", 2)) ** 2 if flow.get("picture_context") else 0  # 8 pixels a latent
+def config(space: str = "sd15", **settings) -> ModelConfig:
+    flow, channels = FlowConfig(**settings), LATENT_SPACES[space].channels
+    encoder = ContextEncoderConfig(width=16, depth=2, features=8) if flow.upsampling == "learned" else None
     net = NetConfig(
-        in_channels=2 * channels + picture,
+        in_channels=channels + context_channels(LATENT_SPACES[space], flow, encoder),
         out_channels=channels,
         model_channels=32,
         num_res_blocks=1,
@@ -27,14 +25,14 @@ def config(space: str = "sd15", **flow) -> ModelConfig:
         num_heads=2,
         head_channels=32,
     )
-    return ModelConfig(net=net, flow=FlowConfig(**flow), latent_space=space)
+    return ModelConfig(net=net, flow=flow, latent_space=space, context_encoder=encoder)
 
 
 def write(path: Path, config: ModelConfig, *, gain: float = 0.0, first: float = 1.0) -> None:
     """A model whose zero layers are filled with noise of standard deviation `gain`; 0 is the identity flow. The
     weights of its first layer are multiplied by `first`."""
     torch.manual_seed(0)
-    net = UNet(config.net)
+    net = build_network(config)
     for parameter in net.parameters():
         if gain and not parameter.any():
             parameter.data.normal_(std=gain)
@@ -42,35 +40,21 @@ def write(path: Path, config: ModelConfig, *, gain: float = 0.0, first: float = 
     save_model(path, config, net.state_dict(), dtype=torch.float32)
 
 
-def write_maps(path: Path) -> None:
-    """The identity flow, one fitted round of back projection and a transport for lifts with it and without."""
-    settings = replace(config(upsampling="psu", back_projection=1), transport=True, corrections=True)
-    rng = torch.Generator().manual_seed(0)
-    maps = {
-        "transport.weight": 0.05 * torch.randn(2, 4, 4, 5, 5, generator=rng),
-        "transport.bias": torch.randn(2, 4, generator=rng),
-        "correction.weight": 0.1 * torch.randn(1, 4, 48, 3, 3, generator=rng),
-        "correction.bias": torch.randn(1, 4, generator=rng),
-    }
-    save_model(path, settings, {**UNet(settings.net).state_dict(), **maps}, dtype=torch.float32)
-
-
 def write_all(folder: Path) -> None:
     write(folder / "identity.safetensors", config())
+    write(folder / "identity-bilinear.safetensors", config(upsampling="bilinear"))
     write(folder / "identity-x4.safetensors", config(scale=4))
     write(folder / "identity-psu.safetensors", config(upsampling="psu"))
-    write(folder / "identity-back.safetensors", config(upsampling="psu", back_projection=1))
-    write_maps(folder / "identity-maps.safetensors")
     write(folder / "identity-noise.safetensors", config(noise_step=400))
     write(folder / "random.safetensors", config(noise_step=200), gain=0.05)
-    write(folder / "random-mean.safetensors", config(noise_step=60, posterior_mean=True), gain=0.05)
-    write(folder / "random-sdxl.safetensors", config("sdxl", noise_step=200), gain=0.05)
-    write(folder / "random-sd3.safetensors", config("sd3", noise_step=200), gain=0.05)
-    write(folder / "random-flux.safetensors", config("flux", noise_step=200), gain=0.05)
-    write(folder / "random-picture.safetensors", config(upsampling="psu", picture_context=True), gain=0.05)
+    for space in ("sdxl", "sd3", "flux"):
+        write(folder / f"random-{space}.safetensors", config(space, noise_step=200), gain=0.05)
+    for space in ("sd15", "flux"):
+        learned = config(space, upsampling="learned", noise_step=200)
+        write(folder / f"random-{space}-learned.safetensors", learned, gain=0.05)
     for space, scale in (("sd15", 2), ("sd15", 4), ("sdxl", 2), ("flux", 2)):  # as the models that ship
-        settings = config(space, scale=scale, upsampling="psu", picture_context=True, noise_step=200)
-        write(folder / f"random-{space}-x{scale}.safetensors", settings, gain=0.05)
+        picture = config(space, scale=scale, upsampling="psu", picture_context=True, noise_step=200)
+        write(folder / f"random-{space}-x{scale}.safetensors", picture, gain=0.05)
     write(folder / "overflowing.safetensors", config(), gain=1e30)
     whole = (folder / "random.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_api
+from .conftest import run_api
 
 
 def attention(saved: dict, factor: float) -> torch.Tensor:

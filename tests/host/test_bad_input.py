@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import small_models
+from . import small_models
 import torch
-from conftest import PACK, Server, run_api
-from graphs import latents, lift, lift_graph, load
+from .conftest import PACK, Server, run_api
+from .graphs import latents, lift, lift_graph, load
 
 
 def refusal(server, graph) -> str:

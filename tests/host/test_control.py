@@ -10,9 +10,9 @@ import threading
 import time
 
 import pytest
-import small_models
-from conftest import PACK, Server, run_api
-from graphs import latents, lift, lift_graph
+from . import small_models
+from .conftest import PACK, Server, run_api
+from .graphs import latents, lift, lift_graph
 
 LONG = {"steps": 200}  # newer hosts report every half per cent at most
 

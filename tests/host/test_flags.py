@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 
 import pytest
-import small_models
+from . import small_models
 import torch
-from conftest import Server
-from graphs import latents, lift
+from .conftest import Server
+from .graphs import latents, lift
 
 from fmboost_core import load_model
 

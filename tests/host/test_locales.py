@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
-from conftest import PACK
-from test_server import NODES, inputs_of
+from .conftest import PACK
+from .test_server import NODES, inputs_of
 
 LANGUAGES = ["en", "zh", "ja", "de", "fr", "es"]
 

@@ -1,4 +1,4 @@
-"""Too little memory, too little range, no autoencoder: the node helps itself once and says so."""
+"""Too little memory, too little range, no autoencoder: the node helps itself, or says what is missing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import subprocess
 
 import pytest
-import small_models
-from conftest import PACK, comfy_python
+
+from . import small_models
+from .conftest import PACK, comfy_python
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +17,9 @@ def found(comfy, tmp_path_factory) -> dict:
     folder = base / "models" / "latent_upscale_models"
     folder.mkdir(parents=True)
     small_models.write(folder / "random.safetensors", small_models.config(), gain=0.05)
+    small_models.write(folder / "learned.safetensors", small_models.config(upsampling="learned"), gain=0.05)
     # Its first layers exceed the 65504 of half precision, its result does not.
     small_models.write(folder / "large.safetensors", small_models.config(), gain=0.05, first=1e6)
-    small_models.write(folder / "psu.safetensors", small_models.config(upsampling="psu"))
     small_models.write(folder / "psu-sdxl.safetensors", small_models.config("sdxl", upsampling="psu"))
     script = PACK / "tests" / "host" / "small_memory.py"
     command = [comfy_python(comfy), script, comfy, base, PACK]
@@ -27,43 +28,48 @@ def found(comfy, tmp_path_factory) -> dict:
     return json.loads((base / "found.json").read_text())
 
 
-def test_out_of_memory_falls_back_to_tiles_once(found):
-    assert found["tiled is another"]
-    assert found["fallback"]
-    assert found["second time"] == "raised"
-    first, _, second = found["out of memory"]  # one line for each of the runs that failed
-    assert first == second == "CFM Latent Upscale: out of memory, trying once more with tile_size 16"
+def again(*tiles: int) -> list[str]:
+    return [f"CFM Latent Upscale: out of memory, trying again with tile_size {tile}" for tile in tiles]
+
+
+def test_out_of_memory_falls_back_to_tiles(found):
+    as_tiled_by_hand, from_whole, lines = found["out of memory"]["once"]
+    assert as_tiled_by_hand
+    assert from_whole > 1e-2
+    assert lines == again(16)  # the second image of the batch starts with the tiles that the first one needed
+
+
+def test_out_of_memory_falls_back_to_smaller_tiles_as_long_as_there_are_any(found):
+    as_tiled_by_hand, lines = found["out of memory"]["twice"]
+    assert as_tiled_by_hand
+    assert lines == found["out of memory"]["never enough"] == again(32, 16)
 
 
 def test_out_of_memory_in_a_cascade_repeats_the_lift_that_failed_alone(found):
-    tiled_by_hand, whole = found["cascade"]
-    assert tiled_by_hand < 1e-4 < 1e-2 < whole
-    assert found["out of memory"][1] == "CFM Latent Upscale: out of memory, trying once more with tile_size 48"
+    (from_tiled_by_hand, from_whole), lines = found["out of memory"]["cascade"]
+    assert from_tiled_by_hand < 1e-4 < 1e-2 < from_whole
+    assert lines == again(48)
 
 
-def test_a_partly_loaded_network_answers_the_same(found):
+@pytest.mark.parametrize("model", ["random.safetensors", "learned.safetensors"])
+def test_a_partly_loaded_network_answers_the_same(found, model):
     """What --lowvram does to it. The host leaves weights where they are and casts each in the layer that uses it."""
-    assert found["layers the host cannot cast"] == []
-    assert found["partly loaded"]["loaded"] < 0.5
-    assert found["partly loaded"]["difference"] < 1e-5 < 0.1 < found["partly loaded"]["moved by the patch"]
+    assert found[model]["layers the host cannot cast"] == []
+    partly = found[model]["partly loaded"]
+    assert partly["loaded"] < 0.5
+    assert partly["difference"] < 1e-5 < 0.1 < partly["moved by the patch"]
 
 
 @pytest.mark.parametrize("tile", ["0", "32"])
 def test_the_host_is_told_the_memory_that_is_measured(found, tile):
     """With the host's layers and its attention, for the model that ships."""
-    assert 1 <= found["expected"][tile] / found["measured"][tile] <= 1.5
+    assert 1 <= found["expected over measured"][tile] <= 1.5
 
 
 def test_half_precision_that_overflows_is_repeated_in_float32(found):
-    assert not found["half is finite"]
-    assert found["repeated in float32"]
-    assert found["overflow"] == ["CFM Latent Upscale: torch.float16 overflowed, repeating the run in float32"]
-
-
-def test_without_a_taesd_the_autoencoder_that_ships_is_used(found):
-    if "shipped vae" not in found:
-        pytest.skip("no autoencoder ships yet")
-    assert found["shipped vae"] < 1e-4
+    assert not found["overflow"]["half is finite"]
+    assert found["overflow"]["repeated in float32"]
+    assert found["overflow"]["lines"] == ["CFM Latent Upscale: torch.float16 overflowed, repeating the run in float32"]
 
 
 def test_without_any_autoencoder_one_sentence_says_what_to_do(found):

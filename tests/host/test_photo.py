@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PACK
+from .conftest import PACK
 from PIL import Image
 
 import fmboost_core

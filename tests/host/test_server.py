@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import PACK, comfy_python
+from .conftest import PACK, comfy_python
 
 # Workflows in the wild depend on these names and their order: only ever append.
 NODES = {

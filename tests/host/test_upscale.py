@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import latents, lift, lift_graph, output_of
+from .graphs import latents, lift, lift_graph, output_of
 
 import fmboost_core
 

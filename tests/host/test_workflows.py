@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PACK, comfy_python
+from .conftest import PACK, comfy_python
 from PIL import Image
 from safetensors.torch import save_file
 
