@@ -3,23 +3,27 @@
     python benchmarks/cascade.py --data photos/val --vae taesd --limit 8
 
 Every photo is cut to a square of --side px, reduced four times, encoded and lifted twice; the first lift is the same in
-all rows. PSNR is to the photo, the same reduced to the size of the input beside it; high-frequency energy and sliced
-Wasserstein distance are to the decoded true latent, as in `fmboost evaluate`.
+all rows. Columns are those of `fmboost evaluate`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fmboost_core import load_model, load_vae, metrics
-from fmboost_core.cascade import cascade
-from fmboost_core.photos import centre_square, find_photos, load_photo
-from fmboost_core.solver import STEPS
-from fmboost_core.upsample import reduce_pixels, upsample
+from fmboost_core import Sampling, load_model, load_vae
+from fmboost_core.cascade import stage_seed
+from fmboost_core.evaluate import judge, metrics
+from fmboost_core.images.files import load_photo
+from fmboost_core.images.folders import find_photos
+from fmboost_core.images.resize import centre_square, enlarge, reduce
+from fmboost_core.sampling import STEPS
+
+LEVEL = "/8"
 
 
 def main() -> None:
@@ -42,38 +46,42 @@ def main() -> None:
     with torch.inference_mode():
         for index, path in enumerate(tqdm(photos[:: max(1, len(photos) // args.limit)][: args.limit])):
             photo = centre_square(load_photo(path, args.side, 4 * model.space.pixels), args.side)
-            low = vae.encode(reduce_pixels(photo, 4))
+            low = vae.encode(reduce(photo, 4))
             found = {
                 "photo": photo,
                 "reconstruction": vae.decode(vae.encode(photo)),
-                "psu x4": vae.decode(upsample(low, 4, "psu", vae)),
+                "psu x4": vae.decode(vae.encode(enlarge(vae.decode(low), 4))),
             }
+            first = model.upscale(low, Sampling(args.steps, batch_index=(index,)), vae=vae)
             for step in noise_steps:
-                high = cascade(
-                    [model, model], low, steps=args.steps, noise_steps=[None, step], vae=vae, batch_index=[index]
-                )
-                found[f"x2, x2 from noise step {step}"] = vae.decode(high)
+                second = Sampling(args.steps, seed=stage_seed(0, 1), noise_step=step, batch_index=(index,))
+                found[f"x2, x2 from noise step {step}"] = vae.decode(model.upscale(first, second, vae=vae))
             for name, picture in found.items():
                 pictures.setdefault(name, []).append(picture)
-    print(table({name: torch.cat(those) for name, those in pictures.items()}))
+        print(table({name: torch.cat(those) for name, those in pictures.items()}, judge.Features()))
 
 
-def table(pictures: dict[str, Tensor]) -> str:
+def table(pictures: dict[str, Tensor], features: Callable[[Tensor], list[Tensor]]) -> str:
     """Markdown; `pictures` are sets (B, 3, H, W), among them the ``photo`` and its ``reconstruction``."""
     photo, truth = pictures["photo"], pictures["reconstruction"]
-    small, energy = reduce_pixels(photo, 4), metrics.high_frequency_energy(truth).sum()
-    lines = ["| method | PSNR | PSNR low | HF | SWD | finest level |", "| --- | --: | --: | --: | --: | --: |"]
+    seen, energy = features(truth), metrics.high_frequency_energy(truth).sum()
+    lines = [f"| method | PSNR | lp | FD {LEVEL} | HF |", "| --- | --: | --: | --: | --: |"]
     for name, found in pictures.items():
         if name == "photo":
             continue
+        maps = features(found)
+        distance = judge.perceptual_distance(maps, seen).mean().item()
+        sets = metrics.frechet_distance(_fit(maps), _fit(seen))
         sharpness = (metrics.high_frequency_energy(found).sum() / energy).item()
-        distance = metrics.sliced_wasserstein(found, truth)
-        low = metrics.psnr(reduce_pixels(found, 4), small).mean().item()
-        lines.append(
-            f"| {name} | {metrics.psnr(found, photo).mean().item():.2f} | {low:.2f} | {sharpness:.2f} | "
-            f"{distance.mean:.4f} | {distance.levels[0]:.4f} |"
-        )
+        psnr = metrics.psnr(found, photo).mean().item()
+        lines.append(f"| {name} | {psnr:.2f} | {distance:.3f} | {sets:.1f} | {sharpness:.2f} |")
     return "\n".join(lines)
+
+
+def _fit(maps: list[Tensor]) -> metrics.GaussianFit:
+    fit = metrics.GaussianFit()
+    fit.add(judge.vectors(maps, judge.FRECHET_LEVELS[LEVEL]))
+    return fit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Peak memory of a lift, measured, beside what `CFMModel.integrate_bytes` expects: with tiles it hardly grows.
+"""Peak memory of a lift, measured, beside what `CFMModel.bytes_needed` expects: with tiles it hardly grows.
 
     python benchmarks/memory.py --sizes 64,128,256 --tiles 0,64
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fmboost_core import CFMModel, load_model
+from fmboost_core import CFMModel, Sampling, load_model
 
 
 def peak(run: Callable[[], object], device: torch.device) -> int:
@@ -38,8 +38,8 @@ def peak(run: Callable[[], object], device: torch.device) -> int:
 def lift_peak(model: CFMModel, height: int, width: int, tile: int) -> int:
     """Bytes at the peak of one Euler step at (1, C, height, width)."""
     x0 = torch.randn(1, model.space.channels, height, width, device=model.device)
-    context = torch.randn(1, model.config.flow.context_channels(model.space), height, width, device=model.device)
-    return peak(lambda: model.integrate(x0, context, steps=1, tile=tile), model.device)
+    context = torch.randn(1, model.config.context_channels, height, width, device=model.device)
+    return peak(lambda: model.integrate(x0, context, Sampling(steps=1, tile=tile)), model.device)
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     print("| --: | --: | --: | --: | --: | --: |")
     for tile in map(int, args.tiles.split(",")):
         for side in map(int, args.sizes.split(",")):
-            measured, expected = lift_peak(model, side, side, tile), model.integrate_bytes(1, side, side, tile)
+            measured, expected = lift_peak(model, side, side, tile), model.bytes_needed(1, side, side, tile)
             mib = f"{measured / 2**20:.1f} | {expected / 2**20:.1f} | {expected / measured:.2f}"
             print(f"| {side}x{side} | {side * model.space.pixels} | {tile or 'whole'} | {mib} |", flush=True)
 

@@ -1,71 +1,220 @@
-"""Time a lift beside the decode that follows it, in one run: by TAESD and by the full SD autoencoder.
+"""What a lift costs beside what surrounds it or would replace it, in one run.
 
-    python benchmarks/speed.py --vae taesd --side 512 --steps 4,10
+    python benchmarks/speed.py --device cpu --family sdxl --side 512
 
-The full autoencoder (diffusers' AutoencoderKL in its SD1.5 shape, 84M parameters) has random weights: its time does not
-depend on them. The lift uses TAESD for its pixel-space start. Prints Markdown; medians of `--repeats` runs.
+The rows, each with its ratio to the full autoencoder's decode of the result:
+
+- the lift of the shipped model of `--family`, and its network alone, in `--steps` Euler steps;
+- decode and encode by the full autoencoder of Stable Diffusion (84M parameters; random weights, which cost the same);
+- 20 evaluations of a U-Net in the shape of Stable Diffusion 1.5 at the size of the result, a second sampling pass;
+- decoding the small latent, enlarging with RRDBNet (Real-ESRGAN x4plus, 16.7M) and encoding: what people use today;
+- with `--authors CLONE`, a clone of CompVis/fm-boosting: its 306M network against ours with the same weights;
+- what the machine gives: its best matrix product and convolution, and the share of that which the network reaches.
+
+Prints Markdown: medians of `--repeats` runs, with the spread, and ratios run by run.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from fmboost_core import load_model, load_vae
+from fmboost_core import NetConfig, Sampling, load_model, shipped_models
+from fmboost_core.unet import UNet
 
-SD15 = {
+VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
     "layers_per_block": 2,
 }
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+SAMPLING_STEPS = 20
 
 
-def milliseconds(run: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
+class DenseBlock(nn.Module):
+    """Residual dense block of RRDBNet (Wang et al. 2018): 64 channels, growth 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(64 + 32 * i, 32 if i < 4 else 64, 3, padding=1) for i in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x]
+        for conv in self.convs[:-1]:
+            seen.append(F.leaky_relu(conv(torch.cat(seen, dim=1)), 0.2))
+        return x + 0.2 * self.convs[-1](torch.cat(seen, dim=1))
+
+
+def rrdbnet() -> nn.Module:
+    """Real-ESRGAN x4plus by its cost: 23 groups of three dense blocks, then x4."""
+    trunk = [DenseBlock() for _ in range(23 * 3)]
+    enlarge = [nn.Upsample(scale_factor=2), nn.Conv2d(64, 64, 3, padding=1), nn.LeakyReLU(0.2)] * 2
+    ends = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 3, 3, padding=1)
+    return nn.Sequential(ends[0], *trunk, nn.Conv2d(64, 64, 3, padding=1), *enlarge, ends[1], ends[2])
+
+
+class Clock:
+    """Runs everything in turn, `repeats` times over, so that ratios compare neighbours in time."""
+
+    def __init__(self, device: str, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        self.runs: dict[str, Callable[[], Any]] = {}
+
+    def add(self, name: str, run: Callable[[], Any]) -> None:
+        self.runs[name] = run
+
+    def measure(self) -> dict[str, list[float]]:
+        times: dict[str, list[float]] = {name: [] for name in self.runs}
+        for turn in range(self.repeats + 1):
+            for name, run in self.runs.items():
+                began = self._now()
+                run()
+                if turn:  # the first is to warm up
+                    times[name].append(self._now() - began)
+        return times
+
+    def _now(self) -> float:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def authors_pair(clone: Path, device: str) -> tuple[nn.Module, UNet]:
+    """The authors' 306M network and ours, with the same random weights."""
+    sys.path.insert(0, str(clone))
+    from fmboost.models.unet.model import EfficientUNet  # pyright: ignore[reportMissingImports]
+
+    config = NetConfig(attention_layout="fm_boosting")
+    theirs = EfficientUNet(
+        in_channels=8,
+        model_channels=128,
+        out_channels=4,
+        num_res_blocks=3,
+        attention_resolutions=[8, 16],
+        channel_mult=[1, 2, 4, 8],
+        dim_head=64,
+        num_heads=4,
+        use_linear_attn=False,
+    )
+    ours = UNet(config)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs.to(device).eval(), ours.to(device).eval()
+
+
+def peak(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and of a large convolution."""
+    a = torch.randn(2048, 2048, device=device, dtype=dtype)
+    x = torch.randn(4, 128, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    clock = Clock(device, 10)
+    clock.add("matmul", lambda: a @ a)
+    clock.add("conv", lambda: conv(x))
+    work = {"matmul": 2 * 2048**3, "conv": 2 * 4 * 128 * 128 * 9 * 64 * 64}
+    return {name: work[name] / min(times) / 1e9 for name, times in clock.measure().items()}
+
+
+def flops(run: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
         run()
-        times.append(1e3 * (time.perf_counter() - start))
-    return median(times[1:])
+    return counter.get_total_flops()
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", required=True, help="TAESD file or folder")
-    parser.add_argument("--model", default="fmboost-sd15-x2")
-    parser.add_argument("--side", type=int, default=512, help="px of the result")
-    parser.add_argument("--steps", type=lambda text: [int(s) for s in text.split(",")], default=[4, 10])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--family", default="sdxl", help="sd15, sdxl, flux ... (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=512, help="px of the result (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--authors", type=Path, help="a clone of CompVis/fm-boosting")
     args = parser.parse_args()
-    model = load_model(args.model)
-    taesd = load_vae(args.vae, space=model.space.name)
-    full = AutoencoderKL(**SD15).eval()
-    low = torch.randn(1, model.space.channels, *(args.side // 8 // model.scale,) * 2)
-    high = torch.randn(1, model.space.channels, args.side // 8, args.side // 8)
-    latent = high[:, :4]  # of the full autoencoder, which is that of SD1.5 in size
-    rows = [
-        ("decode, full autoencoder", milliseconds(lambda: full.decode(latent), args.repeats)),
-        ("decode, TAESD", milliseconds(lambda: taesd.decode(high), args.repeats)),
-    ]
-    for steps in args.steps:
-        for rounds in sorted({0, model.config.flow.back_projection}):
+    name = f"fmboost-{args.family}-x2"
+    if name not in shipped_models():
+        parser.error(f"no model {name} ships: expected one of {', '.join(shipped_models())}")
+    device, dtype = args.device, getattr(torch, args.dtype)
+    model = load_model(name, device=device, dtype=dtype)
+    channels, side = model.space.channels, args.side // 8
+    on = {"device": device, "dtype": dtype}
+    vae = AutoencoderKL(**VAE, latent_channels=channels).to(**on).eval()
+    diffusion = UNet2DConditionModel(**SD15).to(**on).eval()
+    enlarger = rrdbnet().to(**on).eval()
+    low = torch.randn(1, channels, side // 2, side // 2, device=device)
+    high = torch.randn(1, channels, side, side, **on)
+    words, noise = torch.randn(1, 77, 768, **on), torch.randn(1, 4, side, side, **on)
+    small = torch.rand(1, 3, args.side // 2, args.side // 2, **on)
+    picture = torch.rand(1, 3, args.side, args.side, **on)
+    context = torch.randn(1, model.config.context_channels, side, side, **on)
+    times = torch.zeros(1, device=device)
 
-            def lift(steps: int = steps, rounds: int = rounds) -> torch.Tensor:
-                return model.upscale(low, steps=steps, vae=taesd, back_projection=rounds)
+    def evaluation() -> Tensor:
+        return model.net(high, times, context)
 
-            rows.append((f"lift, {steps} steps, back projection {rounds}", milliseconds(lift, args.repeats)))
-    print(f"{args.model}, {args.side} px, {torch.get_num_threads()} threads\n\n| | ms |\n|---|--:|")
-    for name, value in rows:
-        print(f"| {name} | {value:.0f} |")
+    def today() -> Tensor:
+        vae.decode(low.to(dtype))
+        large = F.interpolate(enlarger(small), scale_factor=0.5, mode="bilinear", antialias=True)
+        return vae.encode(large).latent_dist.mode()
+
+    def sampling() -> None:
+        for _ in range(SAMPLING_STEPS):
+            diffusion(noise, 500, words)
+
+    decode = "decode of the result, full VAE"
+    clock = Clock(device, args.repeats)
+    clock.add(decode, lambda: vae.decode(high))
+    clock.add(f"network alone, {args.steps} evaluations", lambda: [evaluation() for _ in range(args.steps)])
+    clock.add(f"lift, {args.steps} steps", partial(model.upscale, low, Sampling(steps=args.steps)))
+    clock.add("encode of the result, full VAE", lambda: vae.encode(picture))
+    clock.add("decode, RRDBNet, encode", today)
+    clock.add(f"second sampling pass, {SAMPLING_STEPS} steps", sampling)
+    measured = clock.measure()
+    print(
+        f"{name}, {args.side} px, {args.dtype}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
+    print("| | s | of the decode |\n|---|--:|--:|")
+    for row, seconds in measured.items():
+        ratios = [s / d for s, d in zip(seconds, measured[decode], strict=True)]
+        print(f"| {row} | {spread(seconds)} | {spread(ratios)} |")
+    if args.authors:
+        theirs, ours = authors_pair(args.authors, device)
+        x, t = torch.randn(1, 8, 64, 64, device=device), torch.zeros(1, device=device)
+        half = nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+        clock = Clock(device, args.repeats)
+        clock.add("authors", lambda: theirs(x[:, :4], t, x[:, 4:]))
+
+        def run_ours() -> Tensor:
+            with half:
+                return ours(x[:, :4], t, x[:, 4:])
+
+        clock.add("ours", run_ours)
+        pair = clock.measure()
+        ratios = [a / o for a, o in zip(pair["authors"], pair["ours"], strict=True)]
+        print(f"\nThe authors' network in float32 over ours in {args.dtype}, 306M at 64x64: {spread(ratios)}")
+    best = peak(device, dtype)
+    reached = flops(evaluation) * args.steps / median(measured[f"network alone, {args.steps} evaluations"]) / 1e9
+    print(
+        f"\nThe machine gives {best['matmul']:.0f} GFLOP/s in a matrix product and {best['conv']:.0f} in a convolution; "
+        f"the network reaches {reached:.0f}, {reached / max(best.values()):.0%} of the better."
+    )
+
+
+def spread(values: list[float]) -> str:
+    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -7,37 +7,36 @@ from statistics import fmean
 
 import torch
 
-from fmboost_core import metrics
-from fmboost_core.figures import Picture
-from fmboost_core.photos import load_photo
+from fmboost_core.evaluate import judge, metrics
+from fmboost_core.images.files import load_photo
 
+from .fid import open_fid
 from .lab import Lab
-from .paths import to_bytes
-from .report import Column, Plot, Report
+from .report import Column, Picture, Plot, Report
 
 
 @torch.inference_mode()
 def tab6(lab: Lab) -> Report:
     """Decode(encode(photo)) against the photo. A photo smaller than a size is left out there, never enlarged."""
     rows, shown = [], {}
-    originals = lab.originals(lab.preset.held_out)
+    originals, features = lab.originals(lab.preset.held_out), judge.Features().to(lab.device)
     for size in lab.preset.sizes:
-        fid = metrics.open_fid(lab.fid).to(lab.device) if lab.fid else None
-        values, ours, theirs = [], [], []
+        fid = open_fid(lab.fid).to(lab.device) if lab.fid else None
+        values, fits = [], (metrics.GaussianFit(), metrics.GaussianFit())
         for i, path in enumerate(originals):
             photo = load_photo(path, size, 8).to(lab.device)
             if min(photo.shape[2:]) < size // 8 * 8:
                 continue
             image = lab.vae.decode(lab.vae.encode(photo))
             values.append((metrics.ssim(image, photo).item(), metrics.psnr(image, photo).item()))
-            ours.append(metrics.patch_features(image))
-            theirs.append(metrics.patch_features(photo))
+            for fit, shown_image in zip(fits, (image, photo), strict=True):
+                fit.add(judge.vectors(features(shown_image), judge.FRECHET_LEVELS["/8"]).cpu())
             if fid is not None:
                 fid.update(photo, real=True)
                 fid.update(image, real=False)
             if i < lab.preset.pictures:
-                shown.setdefault(path.stem, {})[f"{size} px"] = to_bytes(image)
-                shown[path.stem]["photo"] = to_bytes(photo)
+                shown.setdefault(path.stem, {})[f"{size} px"] = image
+                shown[path.stem]["photo"] = photo
         if not values:
             continue
         rows.append(
@@ -47,7 +46,7 @@ def tab6(lab: Lab) -> Report:
                 "ssim": fmean(s for s, _ in values),
                 "psnr": fmean(p for _, p in values),
                 "fid": fid.compute().item() if fid is not None else math.nan,
-                "frechet": metrics.frechet_distance(torch.cat(ours), torch.cat(theirs)),
+                "frechet8": metrics.frechet_distance(*fits),
             }
         )
         print(f"  {size} px: PSNR {rows[-1]['psnr']:.2f}", flush=True)
@@ -57,7 +56,7 @@ def tab6(lab: Lab) -> Report:
         Column("SSIM", "ssim", ".3f"),
         Column("PSNR", "psnr", ".2f"),
         Column("FID", "fid", ".2f"),
-        Column("Frechet", "frechet", ".3f"),
+        Column("FD /8", "frechet8", ".1f"),
     )
     plots = [
         Plot("short side, px", title, {"autoencoder": [(r["size"], r[key]) for r in rows]}, log_x=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fmboost_core.checkpoint import shipped_vae
+from fmboost_core.vae.files import shipped_vae
 
 from . import autoencoder, paths, quality, speed
 from .lab import Lab, synthetic_photos

@@ -4,7 +4,7 @@
         --reference photos/ --fid weights-inception-2015-12-05-6726825d.pth --clip clip-vit-base-patch16/
 
 One image a prompt and scale, each prompt with its own seed, the same for all scales. Without --fid and --clip the table
-holds the Frechet distance of patch features alone. Nothing is downloaded: --clip is a folder of the CLIP model.
+holds the Frechet distance of the judge's features alone. Nothing is downloaded: --clip is a folder of the CLIP model.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
-from fmboost_core import metrics
-from fmboost_core.photos import find_photos, load_photo
+from fmboost_core.evaluate import judge, metrics
+from fmboost_core.images.files import load_photo
+from fmboost_core.images.folders import find_photos
 
+from .fid import open_fid
 from .report import Column, Plot, Report, write
 
 SCALES = (1.0, 3.0, 5.0, 7.0, 9.0)
@@ -43,6 +45,7 @@ def sweep(graph: Mapping[str, Any], scales: Sequence[float], prompts: Sequence[s
             yield scale, i, job
 
 
+@torch.inference_mode()
 def measure(
     images: Sequence[Path], prompts: Sequence[str], reference: Sequence[Path], fid: Path | None, clip: Path | None
 ) -> dict[str, float]:
@@ -50,10 +53,13 @@ def measure(
     side = min(load_photo(images[0], None, 32).shape[2:])
     ours = [load_photo(path, side, 32) for path in images]
     theirs = [load_photo(path, side, 32) for path in reference]
-    features = [torch.cat([metrics.patch_features(image) for image in group]) for group in (ours, theirs)]
-    values = {"frechet": metrics.frechet_distance(*features)}
+    features, fits = judge.Features(), (metrics.GaussianFit(), metrics.GaussianFit())
+    for fit, group in zip(fits, (ours, theirs), strict=True):
+        for image in group:
+            fit.add(judge.vectors(features(image), judge.FRECHET_LEVELS["/8"]))
+    values = {"frechet8": metrics.frechet_distance(*fits)}
     if fid is not None:
-        inception = metrics.open_fid(fid)
+        inception = open_fid(fid)
         for group, real in ((ours, False), (theirs, True)):
             for image in group:
                 inception.update(image, real=real)
@@ -116,9 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         Column("CFG", "cfg", "g"),
         Column("FID", "fid", ".2f"),
         Column("CLIP", "clip", ".3f"),
-        Column("Frechet", "frechet", ".3f"),
+        Column("FD /8", "frechet8", ".1f"),
     )
-    plot = Plot("guidance scale", "Frechet", {args.workflow.stem: [(row["cfg"], row["frechet"]) for row in rows]})
+    plot = Plot("guidance scale", "FD /8", {args.workflow.stem: [(row["cfg"], row["frechet8"]) for row in rows]})
     settings = {"workflow": args.workflow.name, "prompts": len(prompts), "reference photos": len(reference)}
     print(write(Report("Tab. 5: guidance", columns, rows, plots=[plot]), "tab5", args.out, settings))
     return 0

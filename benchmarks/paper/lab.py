@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from fmboost_core.checkpoint import load_model, read_model_file
-from fmboost_core.config import ModelConfig
-from fmboost_core.model import CFMModel
-from fmboost_core.photos import Photo, find_photos, load_photo, save_photo
-from fmboost_core.train.data import names_of
-from fmboost_core.train.loop import train
+from fmboost_core import Autoencoder, CFMModel, load_model, load_vae
+from fmboost_core.images.files import load_photo, save_photo
+from fmboost_core.images.folders import Photo, find_photos
+from fmboost_core.images.resize import reduce
+from fmboost_core.train.run import train
 from fmboost_core.train.settings import DataSettings, RunSettings, TrainSettings
-from fmboost_core.vae import TinyVAE, load_vae
 
 from .presets import RECIPES, Preset
 from .sr3 import DiffusionModel
@@ -29,7 +27,7 @@ class Lab:
     """Everything lies in `out`: ``photos/``, ``cache/``, ``nets/NAME/``, and the reports beside them.
 
     `photos` and `held_out` are folders; `vae` a TAESD file or folder, or a diffusers AutoencoderKL folder; `fid` the
-    Inception weights of `metrics.open_fid`, if they are at hand.
+    Inception weights of `open_fid`, if they are at hand.
     """
 
     def __init__(
@@ -47,12 +45,17 @@ class Lab:
         self.ran: dict[str, str] = {}  # what was trained or loaded, for the reports
 
     @cached_property
-    def vae(self) -> TinyVAE:
+    def vae(self) -> Autoencoder:
         return load_vae(self.vae_path, space="sd15", device=self.device)
 
     @cached_property
     def held_out(self) -> list[Photo]:
         return find_photos(self._folder("held_out", self.preset.held_out))
+
+    def example(self, number: int) -> tuple[Tensor, Tensor]:
+        """A held-out photo (1, 3, H, W), and the latent of the photo reduced by the scale."""
+        photo = load_photo(self.held_out[number], self.preset.short_side, 8 * self.preset.scale).to(self.device)
+        return photo, self.vae.encode(reduce(photo, self.preset.scale))
 
     def originals(self, count: int | None) -> list[Photo]:
         """Held-out photos at their own size."""
@@ -61,14 +64,12 @@ class Lab:
     def model(self, name: str, step: int | None = None) -> CFMModel:
         """The network `name` of `RECIPES` after `step` steps (all of them), trained where it is not there yet."""
         path = self.train(name, step or self.preset.milestones[-1])
-        config, _ = read_model_file(path)
-        check_trained(path, config, self.settings(name, config.trained_on["steps"]))
-        self.ran[name] = f"{config.trained_on['examples']} crops in {config.trained_on['steps']} steps"
-        if RECIPES[name].objective != "sr3":
-            return load_model(path, device=self.device)
-        flow = replace(config.flow, path="gaussian")  # `load_model` gives a flow, which this is not
         model = load_model(path, device=self.device)
-        return DiffusionModel(replace(config, flow=flow), model.net)
+        facts = model.config.trained_on
+        if model.config.sha256 != self.settings(name, facts["steps"]).fingerprint:
+            raise ValueError(f"{path} was trained with other settings: choose another folder as --out, or delete it")
+        self.ran[name] = f"{facts['examples']} crops in {facts['steps']} steps"
+        return DiffusionModel(model.config, model.net) if RECIPES[name].objective == "sr3" else model
 
     def train(self, name: str, step: int) -> Path:
         """The model file after `step` steps. All milestones before it are kept on the way."""
@@ -76,7 +77,7 @@ class Lab:
         for milestone in self.preset.milestones:
             kept = folder / f"{name}.{milestone:06d}.safetensors"
             if not kept.exists():
-                resume = (folder / "state" / "progress.json").is_file()
+                resume = any((folder / "state").glob("step-*"))
                 with torch.inference_mode(False), torch.enable_grad():  # experiments ask for networks without either
                     written = train(self.settings(name, milestone), folder, resume=resume)
                 shutil.copyfile(written, kept)
@@ -116,18 +117,12 @@ def reduced(source: Path, folder: Path, count: int, short_side: int, multiple: i
     done, origin = folder / "done", str(source.resolve())
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for path, name in names_of(spread(find_photos(source), count)).items():
-            save_photo(load_photo(path, short_side, multiple), folder / f"{name}.png")
+        for number, path in enumerate(spread(find_photos(source), count)):
+            save_photo(load_photo(path, short_side, multiple), folder / f"{number:04d}.png")
         done.write_text(origin, encoding="utf-8")
     if (found := done.read_text(encoding="utf-8")) != origin:
         raise ValueError(f"{folder} has its photos from {found}, not {origin}: choose another folder as --out")
     return folder
-
-
-def check_trained(path: Path, config: ModelConfig, settings: RunSettings) -> None:
-    """Raise ValueError where the network in `path` is not one of these settings."""
-    if config.sha256 != settings.fingerprint:
-        raise ValueError(f"{path} was trained with other settings: choose another folder as --out, or delete it")
 
 
 def spread(items: Sequence[Photo], count: int | None) -> list[Photo]:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmboost_core.figures import Picture
-from fmboost_core.metrics import high_frequency_energy, psnr
-from fmboost_core.photos import load_photo
-from fmboost_core.solver import integrate
-from fmboost_core.trajectory import trajectory
-from fmboost_core.upsample import reduce_pixels
+from fmboost_core import Sampling, trajectory
+from fmboost_core.evaluate.metrics import high_frequency_energy, psnr
 
 from .lab import Lab
-from .report import Bars, Column, Plot, Report
-from .sr3 import DiffusionModel
+from .report import Bars, Column, Picture, Plot, Report
 
 FRAMES = 5  # Fig. 8
 FLOWS = {
@@ -76,13 +71,10 @@ def straight(lab: Lab) -> Report:
     for label, net in FLOWS.items():
         model = lab.model(net)
         ways = []
-        for i, path in enumerate(lab.held_out[: lab.preset.straight_photos]):
-            photo = load_photo(path, lab.preset.short_side, 8 * lab.preset.scale).to(lab.device)
-            x0, context = model.start(lab.vae.encode(reduce_pixels(photo, lab.preset.scale)), batch_index=[i])
-            if isinstance(model, DiffusionModel):
-                states = model.states(x0, context, steps)
-            else:
-                states = integrate(model.velocity, x0, context, steps=steps, frames=steps + 1).states
+        for i in range(min(lab.preset.straight_photos, len(lab.held_out))):
+            _, low = lab.example(i)
+            sampling, context = Sampling(steps, batch_index=(i,)), model.make_context(low)
+            states = model.integrate(model.make_source(context, sampling), context, sampling, frames=steps + 1)
             ways.append([f(states).item() for f in (distance, length_ratio, turning, acceleration)])
         far, length, angle, uneven = torch.tensor(ways).mean(dim=0).tolist()
         rows.append({"net": label, "distance": far, "length": length, "turning": angle, "acceleration": uneven})
@@ -110,18 +102,17 @@ def fig8(lab: Lab) -> Report:
     model, rows, pictures = lab.model("cfm-400"), [], []
     sums: dict[int, list[list[float]]] = {}
     for i, path in enumerate(lab.held_out[: lab.preset.straight_photos]):
-        photo = load_photo(path, lab.preset.short_side, 8 * lab.preset.scale).to(lab.device)
-        low = lab.vae.encode(reduce_pixels(photo, lab.preset.scale))
-        way = trajectory(model, low, frames=FRAMES, steps=lab.preset.trajectory_steps, batch_index=[i])
+        photo, low = lab.example(i)
+        way = trajectory(model, low, frames=FRAMES, steps=lab.preset.trajectory_steps, batch_index=(i,))
         truth = lab.vae.decode(lab.vae.encode(photo))
         panels = {}
         for n, state in enumerate(way.states):
             image = lab.vae.decode(state)
             ratio = high_frequency_energy(image) / high_frequency_energy(truth)
             sums.setdefault(n, []).append([psnr(image, photo).item(), ratio.item()])
-            panels[f"NFE {n * lab.preset.trajectory_steps // (FRAMES - 1)}"] = to_bytes(image)
+            panels[f"NFE {n * lab.preset.trajectory_steps // (FRAMES - 1)}"] = image
         if i < lab.preset.pictures:
-            pictures.append(Picture(path.stem, {**panels, "photo": to_bytes(photo)}))
+            pictures.append(Picture(path.stem, {**panels, "photo": photo}))
     for n, values in sums.items():
         quality, sharp = torch.tensor(values).mean(dim=0).tolist()
         nfe = n * lab.preset.trajectory_steps // (FRAMES - 1)
@@ -135,8 +126,3 @@ def fig8(lab: Lab) -> Report:
     plots = [Plot("t", "PSNR, dB", {"CFM-400": [(r["t"], r["psnr"]) for r in rows]})]
     note = "The states x_t themselves, decoded: the first is the enlarged latent with noise of step 400."
     return Report("Fig. 8: along the trajectory", columns, rows, [note], plots, pictures)
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return (image[0] * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(1, 2, 0).contiguous()

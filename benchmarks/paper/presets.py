@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmboost_core.config import FlowConfig, NetConfig
+from fmboost_core import FlowConfig, NetConfig
 
 
 @dataclass(frozen=True)

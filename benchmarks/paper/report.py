@@ -13,10 +13,23 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fmboost_core import __version__
-from fmboost_core.figures import Picture, picture_grid
+from fmboost_core.evaluate.sheet import WINDOW, ZOOM, Strip, page
+from fmboost_core.images.resize import centre_square, resize
+
+SIDE = WINDOW * ZOOM  # px of a panel
+CROP = 96  # px of a photo that are shown enlarged
+
+
+class Picture(NamedTuple):
+    """One photo as the methods show it: label -> (1, 3, H, W). The last is the photo; the small one may be smaller."""
+
+    name: str
+    panels: Mapping[str, Tensor]
 
 
 class Column(NamedTuple):
@@ -61,7 +74,8 @@ def write(report: Report, name: str, folder: Path, settings: Mapping[str, Any]) 
         _plot(report.plots, folder / f"{name}.png")
         parts.append(f"![{report.title}]({name}.png)")
     if report.pictures:
-        picture_grid(report.pictures, folder / f"{name}.jpg", crop=96)
+        strips = [strip for picture in report.pictures for strip in _strips(picture)]
+        page(strips).save(folder / f"{name}.jpg", quality=90)
         parts.append(f"![{report.title}]({name}.jpg)")
     parts += report.notes
     parts.append("\n".join(f"- {key}: {value}" for key, value in {**settings, **surroundings()}.items()))
@@ -90,6 +104,33 @@ def surroundings() -> dict[str, str]:
 def described(preset: Any) -> str:
     """The settings of a preset on one line."""
     return ", ".join(f"{key} {value}" for key, value in asdict(preset).items() if not isinstance(value, dict))
+
+
+def _strips(picture: Picture) -> list[Strip]:
+    """The middle of the photo, and below it the square with the finest detail."""
+    photo = list(picture.panels.values())[-1]
+    top, left = _finest(photo)
+    whole, detail = {}, {}
+    for label, panel in picture.panels.items():
+        share = panel.shape[2] / photo.shape[2]
+        y, x, side = (round(value * share) for value in (top, left, CROP))
+        cut = panel[:, :, y : y + side, x : x + side]
+        whole[label] = _pixels(resize(centre_square(panel, min(panel.shape[2:])), (SIDE, SIDE)))
+        detail[label] = _pixels(F.interpolate(cut, (SIDE, SIDE), mode="nearest"))
+    return [Strip(picture.name, whole), Strip(f"{picture.name}, {CROP} px", detail)]
+
+
+def _finest(photo: Tensor) -> tuple[int, int]:
+    """Top left corner of the square with the largest mean gradient."""
+    grey = photo.mean(dim=1, keepdim=True)
+    energy = grey.diff(dim=2)[..., :-1].abs() + grey.diff(dim=3)[:, :, :-1].abs()
+    means = F.avg_pool2d(energy, CROP - 1, stride=8)
+    index = int(means.argmax())
+    return 8 * (index // means.shape[3]), 8 * (index % means.shape[3])
+
+
+def _pixels(panel: Tensor) -> Tensor:
+    return (panel[0] * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
 
 
 def _processor() -> str:

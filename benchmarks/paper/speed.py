@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from fmboost_core.config import NetConfig
+from fmboost_core import NetConfig
 from fmboost_core.unet import UNet
 
 from .lab import Lab

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fmboost_core.model import CFMModel
+from fmboost_core import CFMModel, Sampling
+from fmboost_core.noise import draw_noise
 from fmboost_core.solver import Callback
 from fmboost_core.train.objectives import DIFFUSION_STEPS, diffusion_schedule
 
@@ -21,24 +22,34 @@ class DiffusionModel(CFMModel):
 
     spacing: Literal["leading", "trailing"] = "leading"
 
-    def integrate(
-        self, x0: Tensor, context: Tensor, *, steps: int = 10, callback: Callback | None = None, tile: int = 0, **_: Any
-    ) -> Tensor:
-        return self.states(x0, context, steps, callback, tile)[-1]
+    def make_source(self, context: Tensor, sampling: Sampling, source: Tensor | None = None) -> Tensor:
+        """Noise of the seed; a `source` has no place in it."""
+        shape = (context.shape[0], self.space.channels, *context.shape[2:])
+        return draw_noise(shape, sampling.seed, sampling.batch_index).to(context)
 
     @torch.no_grad()
-    def states(
-        self, noise: Tensor, context: Tensor, steps: int, callback: Callback | None = None, tile: int = 0
+    def integrate(
+        self,
+        x0: Tensor,
+        context: Tensor,
+        sampling: Sampling,
+        callback: Callback | None = None,
+        *,
+        reverse: bool = False,
+        frames: int = 0,
     ) -> Tensor:
-        """(steps + 1, B, C, h, w): from `noise` to the result, by DDIM."""
+        """As `CFMModel.integrate`, by DDIM. Raises ValueError for `reverse`, and `frames` between two steps."""
+        steps = sampling.steps
+        if reverse or (frames and steps % (frames - 1)):
+            raise ValueError(f"{steps} steps of DDIM have no {frames} even states, and none backwards")
         schedule = diffusion_schedule(self.spacing)
         schedule.set_timesteps(steps)
-        states = [noise.float()]
+        states = [x0.float()]
         for i, step in enumerate(schedule.timesteps):
-            time = torch.tensor(float(step) / DIFFUSION_STEPS)
-            predicted = self.velocity(states[-1], time, context, tile=tile)
+            t = torch.full((x0.shape[0],), float(step) / DIFFUSION_STEPS, device=x0.device)
+            predicted = self.velocity(states[-1], t, context, tile=sampling.tile)
             moved = schedule.step(predicted, int(step), states[-1])
             states.append(moved.prev_sample)
             if callback is not None:
-                callback(i + 1, steps, 1 - float(time), moved.pred_original_sample)
-        return torch.stack(states)
+                callback(i + 1, steps, 1 - float(t[0]), moved.pred_original_sample)
+        return torch.stack(states[:: steps // (frames - 1)]) if frames else states[-1]

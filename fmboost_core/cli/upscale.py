@@ -101,9 +101,8 @@ def _upscale(source: Path, target: Path, model: CFMModel, vae: Autoencoder, samp
     picture = read_picture(source)
     height, width = picture.colour.shape[2:]
     size = [max(1, round(scale * side)) for side in (height, width)]
+    target.parent.mkdir(parents=True, exist_ok=True)  # of a folder's inner folders
     check_picture(target, (size[0], size[1]))
-    if target.parent != Path() and not target.parent.is_dir():
-        target.parent.mkdir(parents=True)
     models = [model] * lifts(model.scale, scale)
     made = model.scale ** len(models)
     evaluations = 0

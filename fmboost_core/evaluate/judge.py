@@ -84,7 +84,7 @@ def structure_texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     tiny, levels = 1e-6, []
     for x, y in zip(a, b, strict=True):
         mean_x, mean_y = x.mean(dim=(2, 3)), y.mean(dim=(2, 3))
-        var_x, var_y = x.var(dim=(2, 3)), y.var(dim=(2, 3))
+        var_x, var_y = x.var(dim=(2, 3), correction=0), y.var(dim=(2, 3), correction=0)  # as the covariance's
         covariance = ((x - mean_x[..., None, None]) * (y - mean_y[..., None, None])).mean(dim=(2, 3))
         texture = (2 * mean_x * mean_y + tiny) / (mean_x**2 + mean_y**2 + tiny)
         structure = (2 * covariance + tiny) / (var_x + var_y + tiny)

@@ -56,6 +56,7 @@ class RealESRGAN:
 
     def _enlarge(self, image: Tensor) -> Tensor:
         extractor = self.net.create_extractor()
-        extractor.input("data", self.ncnn.Mat(np.ascontiguousarray(image[0].float().cpu().numpy())))
+        pixels = np.ascontiguousarray(image[0].float().cpu().numpy())  # ncnn reads it where it lies: it must stay alive
+        extractor.input("data", self.ncnn.Mat(pixels))
         _, out = extractor.extract("output")
         return torch.from_numpy(np.array(out))[None].clamp(0, 1)

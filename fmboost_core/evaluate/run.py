@@ -22,6 +22,7 @@ from ..images.folders import Photo
 from ..images.resize import reduce
 from ..model import CFMModel
 from ..sampling import STEPS, Sampling
+from ..solver import check_solver
 from ..vae.autoencoder import Autoencoder
 from . import judge, metrics
 from .methods import BASELINES, Method, baseline, disturbed, model_runs
@@ -55,6 +56,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps are {list(self.steps)}: expected whole numbers from 1, such as 1,2,4")
+        for solver in self.solvers:
+            check_solver(solver)
 
 
 @dataclass(frozen=True)

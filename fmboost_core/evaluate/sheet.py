@@ -19,6 +19,7 @@ from . import judge, metrics
 
 WINDOW, STRIDE, ZOOM = 128, 64, 3  # px of the high picture; every pixel is drawn 3 x 3
 GAP, LABEL = 6, 18
+SMALLEST = 1e-6  # of a measure: below it is rounding
 MEASURES = ("lp", "flat outliers", "colour")
 CHOSEN = Path(__file__).with_name("chosen_windows.csv")
 """Windows of the project's held-out pictures: label, file stem, top and left px at a short side of 512 px."""
@@ -57,7 +58,7 @@ class Sheet:
         for label in labels[1:-1]:
             for measure, values in _windows(photo.images[label], truth, features, truth_features).items():
                 page = self.pages.setdefault(f"{label}, {measure}", [])
-                for value, top, left in _peaks(values, self.worst):
+                for value, top, left in _peaks(values, truth.shape[2:], self.worst):
                     strip = _cut(photo, labels, top, left, f"{photo.name} {measure} {value:.3g}")
                     heapq.heappush(page, (value, next(self._order), strip))
                     if len(page) > self.worst:
@@ -96,22 +97,39 @@ def page(strips: Sequence[Strip], zoom: int = ZOOM) -> Image.Image:
 
 def _windows(image: Tensor, truth: Tensor, features: nn.Module, truth_features: list[Tensor]) -> dict[str, Tensor]:
     """Each measure over all windows, (rows, columns)."""
-    lp = F.interpolate(judge.perceptual_map(features(image), truth_features), scale_factor=2, mode="nearest")
+    size = image.shape[2:]
+    lp = F.interpolate(judge.perceptual_map(features(image), truth_features), size, mode="nearest")
     outliers, _ = metrics.flat_outliers(image, truth)
-    blocks = F.avg_pool2d(image - truth, metrics.COLOUR_BLOCK, stride=metrics.COLOUR_BLOCK).abs()
-    colour = 255 * F.interpolate(blocks, image.shape[2:], mode="nearest").mean(dim=1, keepdim=True)
+    block = metrics.COLOUR_BLOCK
+    colour = 255 * F.avg_pool2d(image - truth, block, ceil_mode=True).abs().mean(dim=1, keepdim=True)
+    colour = F.interpolate(colour, scale_factor=block, mode="nearest")[..., : size[0], : size[1]]
     maps = dict(zip(MEASURES, (lp, 1e4 * outliers.float(), colour), strict=True))
-    return {name: F.avg_pool2d(values.float(), WINDOW, stride=STRIDE)[0, 0].cpu() for name, values in maps.items()}
+    return {name: _window_means(values) for name, values in maps.items()}
 
 
-def _peaks(values: Tensor, most: int) -> list[tuple[float, int, int]]:
+def _starts(length: int) -> list[int]:
+    """Where windows begin along a side: every STRIDE, and once more so that the last one ends with it."""
+    return sorted({*range(0, length - WINDOW + 1, STRIDE), length - WINDOW})
+
+
+def _window_means(values: Tensor) -> Tensor:
+    """(1, 1, H, W) -> the means of the windows, (rows, columns), by sums over all above and to the left."""
+    sums = F.pad(values[0, 0].double().cumsum(0).cumsum(1), (1, 0, 1, 0)).cpu()
+    top, left = (torch.tensor(_starts(length)) for length in values.shape[2:])
+    low, right = top + WINDOW, left + WINDOW
+    total = sums[low][:, right] - sums[low][:, left] - sums[top][:, right] + sums[top][:, left]
+    return total.float() / WINDOW**2
+
+
+def _peaks(values: Tensor, size: Sequence[int], most: int) -> list[tuple[float, int, int]]:
     """(value, top, left) of the largest windows that do not overlap, largest first; none where the measure is 0."""
     found: list[tuple[float, int, int]] = []
-    values = values.clone()
-    while len(found) < most and (largest := float(values.max())) > 0:
+    values, tops, lefts = values.clone(), *(torch.tensor(_starts(length)) for length in size)
+    while len(found) < most and (largest := float(values.max())) > SMALLEST:
         row, column = divmod(int(values.argmax()), values.shape[1])
-        found.append((largest, row * STRIDE, column * STRIDE))
-        values[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = 0
+        top, left = int(tops[row]), int(lefts[column])
+        found.append((largest, top, left))
+        values[((tops - top).abs() < WINDOW)[:, None] & ((lefts - left).abs() < WINDOW)] = 0
     return found
 
 

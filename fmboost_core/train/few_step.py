@@ -34,14 +34,17 @@ class FewStep:
         self.adversaries = Adversaries(vae.space.channels, sizes)
 
     def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], context: Tensor, step: int) -> Losses:
-        """The network's loss, then the adversaries', which see the same estimates."""
+        """The network's loss, then the adversaries', which see the same estimates.
+
+        No gradient reaches the upsampled latent in `context`.
+        """
         weights, x1, channels = self.weights, batch["high"], batch["high"].shape[1]
         rng = np.random.default_rng((self.settings.train.seed, step, 2))
         taken = int(rng.integers(weights.steps))
         free = (x1.shape[-1] - weights.window) // self.flow.scale + 1
         window = tuple(self.flow.scale * rng.integers(free, size=2))
         estimate = self._estimate(modules[NETWORK], batch, context, taken)
-        upsampled = context[:, :channels].detach()
+        upsampled = context[:, :channels].detach()  # cut out of a tensor that has one
         made = self._views(estimate, upsampled, batch["low"], window)
         with torch.no_grad():
             real = self._views(x1, upsampled, batch["low"], window)
@@ -51,9 +54,6 @@ class FewStep:
             "features": perceptual_distance(list(made.features), list(real.features)).mean(),
         }
         loss = weights.latent * seen["latent"] + weights.pixel * seen["pixel"] + weights.features * seen["features"]
-        if self.settings.context_encoder is not None:
-            error = (context[:, :channels] - x1).abs().mean()
-            loss, seen["upsampled"] = loss + self.settings.train.upsampled_weight * error, error
         adversaries = modules[ADVERSARIES]
         if step >= weights.adversaries_from:
             adversaries.requires_grad_(False)  # judges now, learns below

@@ -53,6 +53,7 @@ class LiftTask:
             self.modules[ADVERSARIES] = self.few_step.adversaries
         self.unwrap = accelerator.unwrap_model
         self.held = self._held_out() if accelerator.is_main_process else []
+        self.crops = self._crops()
 
     def batch(self, step: int) -> dict[str, Tensor]:
         train = self.settings.train
@@ -68,15 +69,19 @@ class LiftTask:
     def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> Losses:
         settings, net = self.settings, modules[NETWORK]
         context = context_of(self.unwrap(net), settings.flow, batch)
+        channels = batch["high"].shape[1]
+        upsampled, features = context[:, :channels], context[:, channels:]
+        # The source depends on the upsampled latent, too: a gradient through the network alone would run away.
+        context = torch.cat([upsampled.detach(), features], dim=1)
         if self.few_step is not None:
-            yield from self.few_step.losses(modules, batch, context, step)
-            return
-        loss = flow_loss(settings.train.objective, net, settings.flow, batch, context)
-        seen = {}
-        if settings.context_encoder is not None:
-            seen["upsampled"] = upsampled_error(context, batch["high"])
-            loss = loss + settings.train.upsampled_weight * seen["upsampled"]
-        yield NETWORK, loss, {name: value.detach() for name, value in seen.items()}
+            losses = self.few_step.losses(modules, batch, context, step)
+        else:
+            losses = iter([(NETWORK, flow_loss(settings.train.objective, net, settings.flow, batch, context), {})])
+        for name, loss, seen in losses:
+            if name == NETWORK and settings.context_encoder is not None:
+                error = (upsampled - batch["high"]).abs().mean()
+                loss, seen = loss + settings.train.upsampled_weight * error, {**seen, "upsampled": error.detach()}
+            yield name, loss, seen
 
     def validate(self, weights: dict[str, Tensor], picture: Path) -> dict[str, float]:
         if not self.held:
@@ -104,8 +109,7 @@ class LiftTask:
         dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
         return load_vae(data.vae, space=data.latent_space, device=self.device, dtype=dtype)
 
-    @cached_property
-    def crops(self) -> LatentCrops:
+    def _crops(self) -> LatentCrops:
         data, train = self.settings.data, self.settings.train
         if is_packed(data.cache):
             examples, groups = LatentSet.load(data.cache), ()
@@ -156,11 +160,6 @@ class LiftTask:
                 f"the packed latents {self.settings.data.cache} were made with {found}, this run has {wanted}: pack "
                 "others with 'fmboost pack'"
             )
-
-
-def upsampled_error(context: Tensor, high: Tensor) -> Tensor:
-    """L1 error of a learned context's upsampled latent, which makes it the middle of the possible answers."""
-    return (context[:, : high.shape[1]] - high).abs().mean()
 
 
 def encode_run(settings: RunSettings, vae: Autoencoder, share: tuple[int, int]) -> tuple[LatentSet, list[int]]:

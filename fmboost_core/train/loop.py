@@ -172,16 +172,17 @@ class Loop:
             self.accelerator.log({f"{topic}/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
 
     def _save(self) -> Path:
+        path = self.out
+        if self.main:
+            facts = {
+                "crop": self.settings.crop,
+                "steps": self.step,
+                "examples": self.step * self.settings.batch,
+                "seconds": round(self.seconds),
+            }
+            path = self.task.export(self.ema.state, facts)  # first: it refuses weights that no state should keep
         self.state.save(self.accelerator, self.step, self.seconds)
-        if not self.main:
-            return self.out
-        facts = {
-            "crop": self.settings.crop,
-            "steps": self.step,
-            "examples": self.step * self.settings.batch,
-            "seconds": round(self.seconds),
-        }
-        return self.task.export(self.ema.state, facts)
+        return path
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:

@@ -31,11 +31,11 @@ def flow_loss(objective: str, net: nn.Module, flow: FlowConfig, batch: dict[str,
 
     ``cfm`` and ``fm``: flow matching on the path of `flow`, coupling or Gaussian (Eq. 9, 13). ``regression``: the mean
     of x1 given the low latent, which is the same network at t = 0 from a clean source, solved by one Euler step.
-    ``sr3``: the noise in a noised x1 (Saharia et al. 2022), on the schedule of paper Tab. 8. The source of a learned
-    context gets no gradient: the flow would pull it towards whatever is easy to predict.
+    ``sr3``: the noise in a noised x1 (Saharia et al. 2022), on the schedule of paper Tab. 8. No gradient
+    reaches the upsampled latent in `context`.
     """
     x1, t, noise = batch["high"], batch["t"], batch["noise"]
-    upsampled = context[:, : x1.shape[1]].detach()
+    upsampled = context[:, : x1.shape[1]]
     if objective == "sr3":
         steps = diffusion_steps(t)
         x_t = diffusion_schedule().add_noise(x1, noise, steps)

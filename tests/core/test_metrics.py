@@ -1,9 +1,14 @@
+"""Metrics without learned weights, against closed forms and second derivations."""
+
+from __future__ import annotations
+
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from fmboost_core import metrics
+from fmboost_core.evaluate import metrics
 
 
 def noise(*shape, seed=0):
@@ -12,6 +17,13 @@ def noise(*shape, seed=0):
 
 def gauss(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(*portions):
+    found = metrics.GaussianFit()
+    for vectors in portions:
+        found.add(vectors)
+    return found
 
 
 def test_psnr_of_a_known_offset_is_per_image():
@@ -31,81 +43,82 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise():
     assert values == sorted(values, reverse=True)
 
 
-def test_mean_colour_error_is_in_grey_levels_and_ignores_size():
-    low = torch.full((1, 3, 16, 16), 0.5)
-    high = torch.full((1, 3, 64, 64), 0.5)
-    high[:, 0] += 6 / 255
-    assert metrics.mean_colour_error(high, low).item() == pytest.approx(2.0, abs=1e-3)
+def test_high_frequency_energy_of_waves_is_known():
+    """The blur passes a share (6 + 8 cos w + 2 cos 2w) / 16 of a wave: nothing of a checkerboard, all of a constant."""
+    board = torch.full((1, 3, 64, 64), 0.5)
+    board[:, :, ::2, 1::2] += 0.25
+    board[:, :, 1::2, ::2] += 0.25
+    assert metrics.high_frequency_energy(board).item() == pytest.approx(0.125**2, rel=1e-5)
+    assert metrics.high_frequency_energy(torch.full((1, 3, 64, 64), 0.7)).item() == pytest.approx(0, abs=1e-12)
+    for w in (math.pi / 2, math.pi / 4):
+        red = torch.zeros(1, 3, 64, 4096)
+        red[:, 0] = 0.2 * torch.cos(w * torch.arange(4096.0))
+        removed = 1 - (6 + 8 * math.cos(w) + 2 * math.cos(2 * w)) / 16
+        expected = (0.299 * 0.2 * removed) ** 2 / 2
+        assert metrics.high_frequency_energy(red).item() == pytest.approx(expected, rel=0.01)
 
 
-def test_pyramid_has_no_energy_on_smooth_images_and_all_of_it_on_a_checkerboard():
-    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    assert all(band[:, :, 8:-8, 8:-8].abs().max() < 1e-5 for band in metrics.laplacian_pyramid(ramp, 2))
-    board = torch.ones(1, 1, 64, 64)
-    board[:, :, ::2, 1::2] = board[:, :, 1::2, ::2] = -1
-    fine, coarse = metrics.laplacian_pyramid(board, 2)
-    assert torch.allclose(fine, board, atol=1e-5)
-    assert coarse.abs().max() < 1e-5
+def test_colour_error_is_in_grey_levels_and_of_blocks():
+    reference, high = noise(2, 3, 64, 96) * 0.5, noise(2, 3, 64, 96, seed=1) * 0.5
+    shifted = reference.clone()
+    shifted[0, 0] += 6 / 255  # one channel of three
+    shifted[1, :, :32, :32] += 12 / 255  # one block of six
+    assert metrics.colour_error(shifted, reference).tolist() == pytest.approx([2.0, 2.0], abs=1e-3)
+    texture = torch.tensor([0.1, -0.1]).repeat(48)
+    assert metrics.colour_error(reference + texture, reference).max() < 1e-3
+    blocks = (high - reference).double().numpy().reshape(2, 3, 2, 32, 3, 32).mean(axis=(3, 5))
+    expected = 255 * np.abs(blocks).mean(axis=(1, 2, 3))
+    assert metrics.colour_error(high, reference).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
 
-def test_high_frequency_ratio_of_a_scaled_band():
-    a = noise(2, 3, 64, 64)
-    fine = metrics.laplacian_pyramid(a, 1)[0]
-    grey = torch.full_like(a, 0.5)
-    assert torch.allclose(metrics.high_frequency_ratio(0.5 * a + 0.5 * grey, a), torch.full((2,), 0.25), atol=1e-4)
-    assert (metrics.high_frequency_ratio(a - 0.5 * fine, a) < 0.5).all()
-    assert torch.allclose(metrics.high_frequency_ratio(a, a), torch.ones(2))
+def test_outliers_are_counted_where_the_reference_is_flat():
+    """By hand on every pixel, with windows that end at the border."""
+    ramp = 0.5 + 0.0005 * torch.arange(48.0)  # a slope is flat, too
+    reference = ramp.expand(1, 3, 40, 48).clone()
+    reference[..., 30:] = noise(1, 3, 40, 18)
+    image = reference.clone()
+    image[:, 1, 10, 8] += 20 / 255  # seen: one channel is enough
+    image[:, :, 20, 8] += 10 / 255  # too little
+    image[:, :, 30, 40] += 0.5  # where there is texture
+    outliers, flat = metrics.flat_outliers(image, reference)
+    grey, pixels = reference[0].double().mean(0).numpy(), image[0].double().numpy()
+    for y in range(40):
+        for x in range(48):
+            window = np.s_[max(0, y - 8) : y + 9, max(0, x - 8) : x + 9]
+            is_flat = grey[window].std() < 3 / 255
+            far = max(abs(c[y, x] - c[window].mean()) for c in pixels) > 12 / 255
+            assert (bool(flat[0, 0, y, x]), bool(outliers[0, 0, y, x])) == (is_flat, is_flat and far), (y, x)
+    assert outliers.nonzero().tolist() == [[0, 0, 10, 8]]
+    assert 40 * 20 < flat.sum() < 40 * 30
 
 
-def test_wasserstein_1d_against_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    a, b = gauss(50, 4), 2 * gauss(50, 4, seed=1) + 1
-    expected = [stats.wasserstein_distance(a[:, k].numpy(), b[:, k].numpy()) for k in range(4)]
-    assert metrics.wasserstein_1d(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+def test_equal_pictures_have_outliers_of_their_own_alone():
+    """A speck that the reference has as well does not make its surroundings other than flat, and counts."""
+    speck = torch.full((1, 3, 64, 64), 0.5)
+    speck[:, :, 20, 20] += 15 / 255
+    outliers, flat = metrics.flat_outliers(speck, speck)
+    assert outliers.sum() == 1 and flat.all()
 
 
-def test_patch_distance_of_a_shift_is_the_mean_projection_of_it():
-    b = [gauss(4000, 3, 7, 7)]
-    shift = 0.5
-    found = metrics.patch_distances([b[0] + shift], b, projections=4000).mean
-    # Unit directions in 147 dimensions: |sum of the coordinates| is on average sqrt(2 / pi).
-    assert found == pytest.approx(shift * math.sqrt(2 / math.pi), rel=0.05)
-    assert metrics.patch_distances([b[0] + shift], b, normalise="each").mean == pytest.approx(0, abs=1e-4)
+def test_a_gaussian_fit_is_the_mean_and_covariance_however_it_arrives():
+    vectors = gauss(301, 7) @ gauss(7, 7, seed=1) + 3
+    whole, portions = fit(vectors), fit(*vectors.split(64))
+    torch.testing.assert_close(whole.covariance, torch.cov(vectors.double().T))
+    torch.testing.assert_close(whole.mean, vectors.double().mean(0))
+    torch.testing.assert_close(portions.covariance, whole.covariance)
+    torch.testing.assert_close(portions.mean, whole.mean)
+    assert portions.count == 301
 
 
-def test_sliced_wasserstein_sees_blur_and_is_zero_and_repeatable_on_equal_images():
-    a = noise(2, 3, 64, 64)
-    soft = torch.nn.functional.avg_pool2d(a, 3, 1, 1)
-    assert metrics.sliced_wasserstein(a, a).mean == 0
-    state = torch.get_rng_state()
-    first, second = metrics.sliced_wasserstein(soft, a), metrics.sliced_wasserstein(soft, a)
-    assert first == second
-    assert torch.equal(state, torch.get_rng_state())
-    assert len(first.levels) == 3 and first.mean == pytest.approx(sum(first.levels) / 3)
-    assert first.levels[0] > 0.1
-    fainter = metrics.sliced_wasserstein(0.5 * a, a, normalise="each")
-    assert fainter.mean == pytest.approx(0, abs=1e-4)
-    assert metrics.sliced_wasserstein(0.5 * a, a).mean > 0.1
-
-
-def test_laplacian_patches_are_windows_of_the_band():
-    a = noise(2, 3, 32, 32)
-    patches = metrics.laplacian_patches(a, levels=1, patches=5)[0]
-    band = metrics.laplacian_pyramid(a, 1)[0]
-    windows = band.unfold(2, 7, 1).unfold(3, 7, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-    for i, patch in enumerate(patches):
-        assert (windows[i // 5] == patch).flatten(1).all(dim=1).any()
-
-
-def test_frechet_distance_of_two_gaussians():
+def test_frechet_distance_of_two_diagonal_gaussians():
     a = gauss(200, 6).double()
     a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(a.T))).T  # exactly mean 0, covariance 1
     spread = torch.tensor([1.0, 2.0, 3.0, 0.5, 1.0, 0.0])
     b = a * spread + 2.0
     expected = 6 * 2.0**2 + (spread - 1).square().sum().item()
-    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert metrics.frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
-    assert metrics.frechet_distance(b, b) == pytest.approx(0, abs=1e-8)
+    assert metrics.frechet_distance(fit(a), fit(b)) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(fit(b), fit(a)) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(fit(b), fit(b)) == pytest.approx(0, abs=1e-8)
 
 
 def test_frechet_distance_against_the_matrix_square_root():
@@ -114,82 +127,18 @@ def test_frechet_distance_against_the_matrix_square_root():
     ca, cb = torch.cov(a.T.double()).numpy(), torch.cov(b.T.double()).numpy()
     shift = (a.double().mean(0) - b.double().mean(0)).square().sum().item()
     expected = shift + (ca + cb - 2 * linalg.sqrtm(ca @ cb).real).trace()
-    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(fit(a), fit(b)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_patch_features_tell_orientation_and_scale():
-    x = torch.arange(64.0)
-    vertical = (0.5 + 0.3 * torch.cos(2 * math.pi * x / 3.5)).expand(1, 3, 64, 64)
-    features = metrics.patch_features(vertical).mean(0)
-    assert features.shape == (30,)
-    assert features[:4].argmax() == 0
-    assert metrics.patch_features(vertical.transpose(2, 3)).mean(0)[:4].argmax() == 2
-    diagonal = 0.5 + 0.3 * torch.cos(2 * math.pi * (x[:, None] + x) / (3.5 * math.sqrt(2)))
-    assert metrics.patch_features(diagonal.expand(1, 3, 64, 64)).mean(0)[:4].argmax() == 1
-    flat = metrics.patch_features(torch.full((1, 3, 64, 64), 0.5))
-    assert flat.shape == (4, 30)
-    assert torch.allclose(flat[:, :4], torch.full((4, 4), math.log(metrics.NOISE_FLOOR)), atol=1e-3)
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.colour_error, metrics.flat_outliers])
+def test_images_that_do_not_match_are_refused(metric):
+    a = noise(1, 3, 64, 64)
+    with pytest.raises(
+        ValueError, match=r"images of \(1, 3, 64, 64\) against a reference of \(1, 3, 64, 32\): expected"
+    ):
+        metric(a, a[..., :32])
 
 
-def test_patch_features_of_one_patch_do_not_depend_on_its_place_in_the_batch():
-    a = noise(3, 3, 64, 96)
-    together = metrics.patch_features(a)
-    assert together.shape == (3 * 6, 30)
-    assert torch.allclose(together[6:12], metrics.patch_features(a[1:2]), atol=1e-5)
-
-
-@pytest.mark.parametrize("period", [2, 8])
-def test_periodicity_finds_a_grid_and_nothing_in_noise(period):
-    residual = 0.05 * gauss(4, 3, 256, 320)
-    assert metrics.periodicity(residual, period) < 2.5
-    grid = residual.clone()
-    grid[:, :, :, ::period] += 0.02
-    assert metrics.periodicity(grid, period) > 20
-    rows = residual.clone()
-    rows[:, :, ::period] += 0.02
-    assert metrics.periodicity(rows, period) > 20
-
-
-def test_periodicity_of_another_period_is_not_taken_for_it():
-    x = torch.arange(320.0)
-    residual = 0.05 * gauss(4, 3, 240, 320) + 0.05 * torch.cos(2 * math.pi * x / 5)
-    assert metrics.periodicity(residual, 5) > 20
-    assert metrics.periodicity(residual, 8) < 2.5
-    assert metrics.periodicity(residual, 2) < 2.5
-
-
-def test_harmonics_come_once_a_conjugate_pair():
-    residual = gauss(1, 1, 200, 200)
-    assert metrics.harmonic_ratios(residual, 2).shape == (1, 3)
-    assert metrics.harmonic_ratios(residual, 8).shape == (1, (64 - 4) // 2 + 3)
-
-
-def test_a_grid_of_2_px_is_left_out_of_8_px_where_asked():
-    residual = 0.05 * gauss(4, 3, 256, 320)
-    residual[:, :, :, ::2] += 0.02
-    assert metrics.periodicity(residual, 8) > 20
-    assert metrics.periodicity(residual, 8, besides=2) < 2.5
-
-
-def test_wrong_input_is_one_sentence(tmp_path):
-    a = noise(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="expected"):
-        metrics.psnr(a, a[:, :, :16])
-    with pytest.raises(ValueError, match="pyramid levels"):
-        metrics.laplacian_pyramid(a, 5)
-    with pytest.raises(ValueError, match="normalise"):
-        metrics.sliced_wasserstein(a, a, levels=1, normalise="none")
-    with pytest.raises(ValueError, match="period"):
-        metrics.periodicity(a, 8)
-    with pytest.raises(ValueError, match="two feature vectors"):
-        metrics.frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))
-
-
-def test_learned_metrics_never_download(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="no Inception weights"):
-        metrics.open_fid(tmp_path / "inception.pth")
-    with pytest.raises(ValueError, match="never downloaded"):
-        metrics.open_lpips("alex")
-    with pytest.raises(ValueError, match="expected one of"):
-        metrics.open_lpips("resnet")
+def test_one_vector_has_no_covariance():
+    with pytest.raises(ValueError, match="a covariance of 1 feature vectors: expected at least two"):
+        metrics.frechet_distance(fit(torch.zeros(1, 3)), fit(torch.zeros(5, 3)))

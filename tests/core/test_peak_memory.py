@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from fmboost_core.config import NetConfig
+from fmboost_core.memory import within_memory
 
 _spec = importlib.util.spec_from_file_location("memory", Path(__file__).parents[2] / "benchmarks" / "memory.py")
 assert _spec is not None and _spec.loader is not None
@@ -24,7 +26,7 @@ SETTINGS = {"num_res_blocks": 1, "attention_resolutions": (), "num_heads": 2, "h
 def test_expected_memory_is_that_measured(random_model, channels, mult, size, tile):
     model = random_model(net=NetConfig(model_channels=channels, channel_mult=mult, **SETTINGS))
     measured = memory.lift_peak(model, *size, tile)
-    assert 1 <= model.integrate_bytes(1, *size, tile) / measured <= 1.5
+    assert 1 <= model.bytes_needed(1, *size, tile) / measured <= 1.5
 
 
 def test_with_tiles_only_the_state_grows_with_the_image(random_model):
@@ -34,3 +36,37 @@ def test_with_tiles_only_the_state_grows_with_the_image(random_model):
     numbers = (large - small) / (96**2 - 48**2) / 4
     assert numbers < model.config.net.in_channels + 4 * model.config.net.out_channels
     assert large < 0.5 * memory.lift_peak(model, 96, 96, 0)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_where_memory_does_not_suffice_tiles_halve_in_steps_of_16(error):
+    tried, released = [], []
+
+    def run(tile):
+        tried.append(tile)
+        if not 0 < tile <= fits:
+            raise error()
+        return torch.tensor(tile)
+
+    fits = 20
+    result, tile = within_memory(run, 0, 200, release=lambda: released.append(len(tried)))
+    assert tried == [0, 96, 48, 16] and (int(result), tile) == (16, 16) and released == [1, 2, 3]
+    tried.clear()
+    fits = 0
+    with pytest.raises((torch.OutOfMemoryError, RuntimeError)):
+        within_memory(run, 64, 200)
+    assert tried == [64, 32, 16]
+
+
+def test_other_errors_are_not_tried_again():
+    tried = []
+
+    def run(tile):
+        tried.append(tile)
+        raise RuntimeError("no kernel image")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        within_memory(run, 64, 200)
+    assert tried == [64]

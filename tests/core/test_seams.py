@@ -12,6 +12,7 @@ from torch import Tensor
 from fmboost_core import solver, tiling
 from fmboost_core.config import NetConfig
 from fmboost_core.model import CFMModel
+from fmboost_core.sampling import Sampling
 
 SIDE, TILE, OVERLAP = 256, 64, 16
 # Norms over all of a window and attention over all of it: every pixel depends on where the window is.
@@ -50,13 +51,13 @@ def lifted(random_model) -> Callable[..., Tensor]:
     def lift(overlap: int | None) -> Tensor:
         if overlap is None:
             return model.upscale(low, steps=2, tile=TILE) - whole
-        x0, context = model.start(low)
+        context = model.make_context(low)
         torch.testing.assert_close(context, upsampled)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             return tiling.blend(lambda w: model._network(w, t), torch.cat([x, context], dim=1), TILE, overlap)
 
-        return solver.integrate(velocity, x0, steps=2).x1 - whole
+        return solver.integrate(velocity, model.make_source(context, Sampling()), steps=2)[-1] - whole
 
     return lift
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from fmboost_core.config import FlowConfig
+from fmboost_core.context import make_context
 from fmboost_core.latent_spaces import LATENT_SPACES
-from fmboost_core.upsample import upsample
-from fmboost_core.vae import load_vae
+from fmboost_core.vae.files import load_vae
 
 WIDTH = 8
 CONV = (0, 2, 4)  # of a block
@@ -31,14 +32,15 @@ def weights(channels, decoder, seed=0):
     generator = torch.Generator().manual_seed(seed + decoder)
     state = {}
     for name, c_in, c_out, bias in layers(channels, decoder):
-        state[f"{name}.weight"] = torch.randn(c_out, c_in, 3, 3, generator=generator) * (2 / (9 * c_in)) ** 0.5
+        state[f"{name}.weight"] = torch.randn(c_out, c_in, 3, 3, generator=generator) * (1 / (9 * c_in)) ** 0.5
         if bias:
             state[f"{name}.bias"] = torch.randn(c_out, generator=generator) * 0.1
     return state
 
 
 def run(state, x, decoder):
-    """The two nets of madebyollin/taesd, written out."""
+    """The two nets of madebyollin/taesd, written out in float64."""
+    state, x = {k: v.double() for k, v in state.items()}, x.double()
 
     def conv(name, x, stride=1):
         return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), padding=1, stride=stride)
@@ -74,8 +76,9 @@ def write_pair(folder, suffix=".safetensors", stem="taesd", channels=4):
 def check(vae, channels=4):
     images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     latents = torch.randn(2, channels, 2, 3, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(vae.encode(images), run(weights(channels, False), images, False), rtol=0, atol=1e-5)
-    torch.testing.assert_close(vae.decode(latents), run(weights(channels, True), latents, True), rtol=0, atol=1e-5)
+    encoded, decoded = vae.encode(images).double(), vae.decode(latents).double()
+    torch.testing.assert_close(encoded, run(weights(channels, False), images, False), rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded, run(weights(channels, True), latents, True), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -151,7 +154,7 @@ def test_it_serves_as_the_vae_of_pixel_space_upsampling(tmp_path):
     vae = load_vae(write_pair(tmp_path))
     low = torch.randn(1, 4, 3, 4, generator=torch.Generator().manual_seed(4))
     pixels = F.interpolate(vae.decode(low), scale_factor=2, mode="bilinear")
-    torch.testing.assert_close(upsample(low, 2, "psu", vae), vae.encode(pixels))
+    torch.testing.assert_close(make_context(FlowConfig(upsampling="psu"), low, vae=vae), vae.encode(pixels))
 
 
 # --- refusals
@@ -200,7 +203,7 @@ def test_a_name_and_a_family_that_disagree_are_named(tmp_path):
 
 def test_an_unknown_family_must_be_said(tmp_path):
     path = write_pair(tmp_path, stem="tiny")
-    with pytest.raises(ValueError, match=r"does not tell its latent space \(sd15 or sdxl fit\): say which, as space="):
+    with pytest.raises(ValueError, match=r"does not tell its latent space \(sd15 or sdxl fit\): name it with space="):
         load_vae(path)
     check(load_vae(path, space="sdxl"))
     with pytest.raises(ValueError, match="unknown latent space 'sd2'"):

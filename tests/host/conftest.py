@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from . import small_models
 
 PACK = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ class Server:
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(command, cwd=self.comfy, stdout=log, stderr=log)
         self.url = f"http://127.0.0.1:{port}"
-        client, deadline = self.client(), time.monotonic() + 300
+        client, deadline = self.client(), time.monotonic() + 900
         while True:
             try:
                 client.get("/system_stats")

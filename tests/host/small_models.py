@@ -60,4 +60,6 @@ def write_all(folder: Path) -> None:
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.safetensors").write_bytes(b"")
     torch.save({"weight": torch.zeros(3)}, folder / "pickle.safetensors")
-    save_file({"model.0.weight": torch.zeros(64, 3, 3, 3)}, folder / "gan-upscaler.safetensors")
+    weight = {"model.0.weight": torch.zeros(64, 3, 3, 3)}
+    save_file(weight, folder / "gan-upscaler.safetensors")
+    save_file(weight, folder / "format-1.safetensors", {"fmboost": '{"format_version": 1}'})

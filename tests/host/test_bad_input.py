@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from . import small_models
 import torch
+
+from . import small_models
 from .conftest import PACK, Server, run_api
 from .graphs import latents, lift, lift_graph, load
 
@@ -28,6 +29,7 @@ def refusal(server, graph) -> str:
         ("empty", "empty.safetensors", "get it again"),
         ("pickle", "not a safetensors file", "get it again"),
         ("gan-upscaler", "not an FMBoost model", "choose a CFM model file"),
+        ("format-1", "written by FMBoost 0.1 (format 1)", "get the current file of this model"),
     ],
 )
 def test_files_that_are_no_models(server, tmp_path, name, found, advice):
@@ -40,12 +42,6 @@ def test_a_model_that_is_not_in_the_list(server, tmp_path):
     sentence = refusal(server, lift_graph(tmp_path, latents(), "never-there.safetensors"))
     assert "never-there.safetensors" in sentence
     assert "model_name" in sentence
-
-
-def test_a_model_that_looks_at_the_picture_takes_no_other_upsampling(server, tmp_path):
-    sentence = refusal(server, lift_graph(tmp_path, latents(), "random-picture.safetensors", upsampling="nearest"))
-    assert "upsampling is nearest" in sentence
-    assert "choose auto or psu" in sentence
 
 
 def test_a_host_without_any_model_file(comfy, tmp_path):
@@ -89,21 +85,40 @@ ODD = {
     "infinite": (torch.full((1, 4, 8, 8), torch.inf), "not finite"),
     "three channels": (torch.ones(1, 3, 8, 8), "sd15 latents, (B, 4, h, w)"),
     "sixteen channels": (torch.ones(1, 16, 8, 8), "(1, 16, 8, 8)"),
-    "a video": (torch.ones(1, 4, 5, 8, 8), "5 frames"),
+    "frames of another family": (torch.ones(1, 16, 5, 8, 8), "sd15 latents, (B, 4, h, w)"),
     "sound": (torch.ones(1, 64, 8), "(1, 64, 8)"),
     "nested": ([torch.ones(1, 4, 1, 8, 8), torch.ones(1, 8, 9)], "several latents"),
 }
+
+
+def graph_of(node: str, folder, latent: dict) -> dict:
+    graph = lift_graph(folder, latent)
+    if node == "noise":
+        augment = {"model": ["1", 0], "samples": ["2", 0], "noise_step": 100, "seed": 0}
+        graph["3"] = {"class_type": "FMBoost_NoiseAugment", "inputs": augment}
+    return graph
 
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("node", ["upscale", "noise"])
 def test_latents_that_are_no_pictures(server, tmp_path, kind, node):
     samples, found = ODD[kind]
-    graph = lift_graph(tmp_path, {"samples": samples})
-    if node == "noise":
-        augment = {"model": ["1", 0], "samples": ["2", 0], "noise_step": 100, "seed": 0}
-        graph["3"] = {"class_type": "FMBoost_NoiseAugment", "inputs": augment}
-    assert found in refusal(server, graph)
+    assert found in refusal(server, graph_of(node, tmp_path, {"samples": samples}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_index", "found"),
+    [
+        ((3, 4, 8, 8), [1], "3 images and their batch_index has 1 entry"),
+        ((1, 4, 8, 8), [0, 1], "1 image and their batch_index has 2 entries"),
+        ((2, 4, 3, 8, 8), [0, 1, 2], "2 images and their batch_index has 3 entries"),
+    ],
+)
+@pytest.mark.parametrize("node", ["upscale", "noise"])
+def test_a_batch_index_of_another_length_than_the_batch(server, tmp_path, node, shape, batch_index, found):
+    latent = {"samples": torch.ones(shape), "batch_index": batch_index}
+    sentence = refusal(server, graph_of(node, tmp_path, latent))
+    assert f"the samples are {found}: expected one entry for each image" in sentence
 
 
 @pytest.mark.parametrize(

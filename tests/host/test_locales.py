@@ -6,10 +6,12 @@ import json
 import re
 
 import pytest
+
 from .conftest import PACK
 from .test_server import NODES, inputs_of
 
-LANGUAGES = ["en", "zh", "ja", "de", "fr", "es"]
+# Those that the interface offers.
+LANGUAGES = ["en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he"]
 
 
 def texts(value, path=()):
@@ -45,6 +47,11 @@ def test_a_language_has_every_text_and_keeps_its_numbers_and_names(language):
             assert other[path] != text, f"{path} is not translated"
         for literal in re.findall(r"-?\b\d+\b|\bpsu\b|\bauto\b|dopri5|noise_mask|models/\w+", text):
             assert literal in other[path], f"{language} {path} lost {literal}"
+
+
+def test_only_these_languages_have_files():
+    assert {path.name for path in (PACK / "locales").iterdir()} == set(LANGUAGES)
+    assert {path.stem for path in (PACK / "web" / "docs").glob("*/*.md")} == set(LANGUAGES[1:])
 
 
 def test_the_host_serves_them(server):

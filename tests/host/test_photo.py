@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from .conftest import PACK
 from PIL import Image
 
 import fmboost_core
 from fmboost_core.demo import read_examples
+
+from .conftest import PACK
 
 METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "bislerp"]
 

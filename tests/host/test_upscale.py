@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from .graphs import latents, lift, lift_graph, output_of
 
 import fmboost_core
 
+from .graphs import latents, lift, lift_graph, output_of
+
 SCALING = {"sd15": (0.18215, 0.0), "sdxl": (0.13025, 0.0), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159)}
+TAESD = {"sd15": "taesd", "sdxl": "taesdxl", "flux": "taef1"}
 
 
 def nearest(x: torch.Tensor, scale: int = 2) -> torch.Tensor:
     return x.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+
+def library_model(server, name: str) -> fmboost_core.CFMModel:
+    return fmboost_core.load_model(server.models / f"{name}.safetensors")
+
+
+def library_vae(server, space: str = "sd15") -> fmboost_core.Autoencoder:
+    return fmboost_core.load_vae(server.base / "models" / "vae_approx" / f"{TAESD[space]}_encoder.safetensors")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (7, 13), (3, 40)])
@@ -26,18 +37,20 @@ def test_identity_flow_gives_the_upsampled_latent_at_any_size(server, tmp_path, 
     torch.testing.assert_close(high, nearest(low), rtol=1e-5, atol=1e-5)
 
 
-def test_the_scale_is_the_models(server, tmp_path):
+def test_scale_and_upsampling_are_the_models(server, tmp_path):
     low = latents()
     high = lift(server, tmp_path, low, "identity-x4.safetensors")["samples"]
     torch.testing.assert_close(high, nearest(low, 4), rtol=1e-5, atol=1e-5)
+    high = lift(server, tmp_path, low, "identity-bilinear.safetensors")["samples"]
+    expected = F.interpolate(low, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(high, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_larger_scale_is_the_librarys_cascade(server, tmp_path):
     low = {"samples": latents(2), "batch_index": [3, 7]}
     found = lift(server, tmp_path, low, "random.safetensors", seed=5, scale=4, tile_size=24)["samples"]
-    model = fmboost_core.load_model(server.models / "random.safetensors")
-    scaled = low["samples"] * 0.18215
-    expected = fmboost_core.cascade([model] * 2, scaled, steps=2, seed=5, batch_index=[3, 7], tile=24) / 0.18215
+    models, scaled = [library_model(server, "random")] * 2, low["samples"] * 0.18215
+    expected = fmboost_core.cascade(models, scaled, steps=2, seed=5, batch_index=(3, 7), tile=24) / 0.18215
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low["samples"].std()))
     chained = lift(server, tmp_path, lift(server, tmp_path, low["samples"]), scale=2)["samples"]
     assert torch.equal(chained, lift(server, tmp_path, low["samples"], scale=4)["samples"])  # no noise, no difference
@@ -50,7 +63,7 @@ def test_the_trajectory_is_the_librarys_estimates_image_after_image(server, tmp_
     save = {"samples": ["3", 1], "file": str(tmp_path / "path.out")}
     graph["5"] = {"class_type": "ProbeSave", "inputs": save}
     server.run(graph)
-    found, model = output_of(graph, "5"), fmboost_core.load_model(server.models / "random.safetensors")
+    found, model = output_of(graph, "5"), library_model(server, "random")
     scaled, tolerance = low * 0.18215, 2e-3 * float(low.std())
     assert set(found) == {"samples"}
     if scale:  # the last lift only, from what the first one made
@@ -65,59 +78,39 @@ def test_without_asking_the_second_output_is_the_result(server, tmp_path):
     graph = lift_graph(tmp_path, {"samples": latents(2), "noise_mask": torch.rand(2, 1, 8, 8)})
     graph["5"] = {"class_type": "ProbeSave", "inputs": {"samples": ["3", 1], "file": str(tmp_path / "path.out")}}
     server.run(graph)
-    assert torch.equal(output_of(graph, "5")["samples"], output_of(graph)["samples"])
-
-
-@pytest.mark.parametrize("model", ["identity.safetensors", "identity-psu.safetensors"])
-def test_rounds_of_back_projection_reach_the_library(server, tmp_path, model):
-    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
-    low = vae.encode(torch.rand(1, 3, 64, 80, generator=torch.Generator().manual_seed(1)))
-    library = fmboost_core.load_model(server.models / model)
-    off, two = (library.upscale(low, steps=2, vae=vae, back_projection=n) for n in (0, 2))
-    assert (two - off).abs().max() > 0.05
-    for rounds, expected in ((-1, off), (0, off), (2, two)):
-        found = lift(server, tmp_path, low / 0.18215, model, back_projection=rounds)["samples"] * 0.18215
-        torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
-
-
-def test_fitted_maps_end_a_lift_of_the_host(server, tmp_path):
-    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
-    low = vae.encode(torch.rand(1, 3, 64, 80, generator=torch.Generator().manual_seed(1)))
-    library = fmboost_core.load_model(server.models / "identity-maps.safetensors")
-    off, one, two = (library.upscale(low, steps=2, vae=vae, back_projection=n) for n in (0, 1, 2))
-    assert min((a - b).abs().max() for a, b in ((off, one), (one, two))) > 0.05
-    for rounds, expected in ((-1, one), (0, off), (2, two)):
-        found = lift(server, tmp_path, low / 0.18215, "identity-maps.safetensors", back_projection=rounds)["samples"]
-        torch.testing.assert_close(found * 0.18215, expected, rtol=0, atol=5e-3)
+    found = output_of(graph, "5")
+    assert set(found) == {"samples"}
+    assert torch.equal(found["samples"], output_of(graph)["samples"])
 
 
 @pytest.mark.parametrize("space", SCALING)
 def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path, space):
-    name = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
+    name = "random" if space == "sd15" else f"random-{space}"
     scale, shift = SCALING[space]
     low = latents(2, 9, 12, channels=16 if space in ("sd3", "flux") else 4)
-    found = lift(server, tmp_path, low, name, steps=3, seed=7)["samples"]
-    model = fmboost_core.load_model(server.models / name)
-    expected = model.upscale((low - shift) * scale, steps=3, seed=7) / scale + shift
+    found = lift(server, tmp_path, low, f"{name}.safetensors", steps=3, seed=7)["samples"]
+    expected = library_model(server, name).upscale((low - shift) * scale, steps=3, seed=7) / scale + shift
     assert (expected - nearest(low)).std() > 0.05 * low.std()  # the network does something
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(low.std()))
 
 
-def test_a_flow_from_the_mean_is_that_of_the_library(server, tmp_path):
-    low = latents(1, 9, 12)
-    found = lift(server, tmp_path, low, "random-mean.safetensors", steps=2, seed=7)["samples"]
-    model = fmboost_core.load_model(server.models / "random-mean.safetensors")
-    start, context = model.start(low * 0.18215, seed=7)
-    expected = model.integrate(start, context, steps=2) / 0.18215
-    assert (start - model.start(low * 0.18215, seed=7, x0=nearest(low) * 0.18215, noise_step=60)[0]).std() > 0.01
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low.std()))
+@pytest.mark.parametrize("space", ["sd15", "flux"])
+def test_a_learned_context_needs_no_vae_and_is_the_librarys(server, tmp_path, space):
+    scale, shift = SCALING[space]
+    low = latents(2, 9, 12, channels=16 if space == "flux" else 4)
+    found = lift(server, tmp_path, low, f"random-{space}-learned.safetensors", seed=7)["samples"]
+    model, scaled = library_model(server, f"random-{space}-learned"), (low - shift) * scale
+    expected = model.upscale(scaled, steps=2, seed=7)
+    plain = F.interpolate(scaled, scale_factor=2, mode="bilinear", align_corners=False)
+    assert (model.make_context(scaled)[:, : low.shape[1]] - plain).std() > 0.05 * plain.std()  # the encoder corrects
+    torch.testing.assert_close((found - shift) * scale, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"solver": "rk4"}, {"solver": "dopri5"}, {"tile_size": 16}, {"noise_step": 0}])
 def test_settings_reach_the_library(server, tmp_path, settings):
     low, rename = latents(1, 24, 20), {"tile_size": "tile"}
     found = lift(server, tmp_path, low, "random.safetensors", seed=3, **settings)["samples"]
-    model = fmboost_core.load_model(server.models / "random.safetensors")
+    model = library_model(server, "random")
     library = {rename.get(name, name): value for name, value in settings.items()}
     expected = model.upscale(low * 0.18215, steps=2, seed=3, **library) / 0.18215
     plain = model.upscale(low * 0.18215, steps=2, seed=3) / 0.18215
@@ -162,16 +155,42 @@ def test_other_keys_of_the_latent_survive(server, tmp_path):
     assert (found["batch_index"], found["something_else"]) == ([4, 9], {"a": [1]})
 
 
-def test_a_single_frame_keeps_its_fifth_dimension(server, tmp_path):
-    low = latents()
-    found = lift(server, tmp_path, low.unsqueeze(2))["samples"]
-    torch.testing.assert_close(found, nearest(low).unsqueeze(2), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("space", ["sd15", "flux"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_each_frame_is_lifted_as_if_alone_with_the_noise_of_its_image(server, tmp_path, space, frames):
+    model = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
+    low = latents(2 * frames, 7, 6, channels=16 if space == "flux" else 4).unflatten(0, (2, frames)).movedim(1, 2)
+    clip = {"samples": low, "batch_index": [4, 9], "noise_mask": torch.rand(2, 1, frames, 56, 48)}
+    found = lift(server, tmp_path, clip, model, seed=5)
+    assert found["samples"].shape == (2, low.shape[1], frames, 14, 12)
+    assert torch.equal(found["noise_mask"], clip["noise_mask"])
+    assert found["batch_index"] == [4, 9]
+    for k in range(frames):
+        alone = lift(server, tmp_path, {"samples": low[:, :, k], "batch_index": [4, 9]}, model, seed=5)
+        assert torch.equal(alone["samples"], found["samples"][:, :, k])
+
+
+def test_a_clip_keeps_its_shape_on_every_way_through_the_node(server, tmp_path):
+    low = latents(6).unflatten(0, (2, 3)).movedim(1, 2)
+    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8)
+    graph["3"]["inputs"]["trajectory"] = True
+    graph["8"] = {"class_type": "ProbeSave", "inputs": {"samples": ["3", 1], "file": str(tmp_path / "path.out")}}
+    server.run(graph)
+    expected = lift(server, tmp_path, low, "random.safetensors", seed=8, noise_step=300)["samples"]
+    torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-4, atol=1e-4)
+    assert output_of(graph, "6")["samples"].shape == low.shape
+    path = output_of(graph, "8")["samples"]  # of 2 images of 3 frames, each with 2 evaluations and the result
+    assert path.shape == (18, 4, 1, 16, 16)
+    assert torch.equal(path[2::3, :, 0].unflatten(0, (2, 3)).movedim(1, 2), output_of(graph)["samples"])
+    graph = with_source(tmp_path, low, expected)
+    server.run(graph)
+    torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile", [0, 16])
 def test_pixel_space_upsampling_through_the_hosts_taesd(server, tmp_path, tile):
     """The identity flow from psu is decode, bilinear, encode: here by the library's own autoencoder."""
-    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
+    vae = library_vae(server)
     height, width = (12, 36) if tile else (10, 12)  # in latents; the VAE has tiles of 64 at the least
     colours = torch.rand(1, 3, height // 2, width // 2, generator=torch.Generator().manual_seed(1))
     low = vae.encode(nearest(colours, 16))
@@ -185,12 +204,14 @@ def test_pixel_space_upsampling_through_the_hosts_taesd(server, tmp_path, tile):
         assert error.max() < 1e-3
 
 
-def test_a_model_that_sees_the_picture_agrees_with_the_library(server, tmp_path):
-    vae = fmboost_core.load_vae(server.base / "models" / "vae_approx" / "taesd_encoder.safetensors")
-    low = latents(2, 8, 10)
-    model = fmboost_core.load_model(server.models / "random-picture.safetensors")
-    expected = model.upscale(low * 0.18215, steps=2, vae=vae) / 0.18215
-    found = lift(server, tmp_path, low, "random-picture.safetensors")["samples"]
+@pytest.mark.parametrize("space", TAESD)
+def test_a_model_that_sees_the_picture_agrees_with_the_library(server, tmp_path, space):
+    """Without a VAE connected, the host's TAESD of the family shows it to the network."""
+    scale, shift = SCALING[space]
+    low = latents(2, 8, 10, channels=16 if space == "flux" else 4)
+    model = library_model(server, f"random-{space}-x2")
+    expected = model.upscale((low - shift) * scale, steps=2, vae=library_vae(server, space)) / scale + shift
+    found = lift(server, tmp_path, low, f"random-{space}-x2.safetensors")["samples"]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low.std()))
 
 
@@ -201,16 +222,6 @@ def test_a_connected_vae_is_used_and_equals_the_default(server, tmp_path):
     server.run(graph)
     default = lift(server, tmp_path, low, "identity-psu.safetensors")["samples"]
     assert torch.equal(output_of(graph)["samples"], default)
-
-
-def test_upsampling_can_be_chosen_against_the_model(server, tmp_path):
-    low = latents()
-    found = lift(server, tmp_path, low, upsampling="bilinear")["samples"]
-    expected = F.interpolate(low, scale_factor=2, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for model in ("identity-psu.safetensors", "identity-back.safetensors"):  # rounds of back projection need psu
-        found = lift(server, tmp_path, low, model, upsampling="nearest")["samples"]
-        torch.testing.assert_close(found, nearest(low), rtol=1e-5, atol=1e-5)
 
 
 def with_source(tmp_path, low, source, **inputs):
@@ -255,32 +266,24 @@ def test_noise_augment_follows_the_schedule(server, tmp_path):
     assert abs((noise[0] * noise[1]).mean()) < 0.05
 
 
-def test_noise_augment_before_the_upscale_is_the_upscales_own_noise(server, tmp_path):
-    low = latents(2)
-    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8)
-    server.run(graph)
-    expected = lift(server, tmp_path, low, "random.safetensors", seed=8, noise_step=300)["samples"]
-    torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-4, atol=1e-4)
-    assert "fmboost_noise" not in output_of(graph)
+PICK = {"class_type": "LatentFromBatch", "inputs": {"batch_index": 2, "length": 1}}
+REPEAT = {"class_type": "RepeatLatentBatch", "inputs": {"amount": 2}}
 
 
-def test_one_image_of_a_noised_batch_is_still_recognised(server, tmp_path):
+@pytest.mark.parametrize(
+    ("between", "images", "batch_index"),
+    [({}, [0, 1, 2], [0, 1, 2]), (PICK, [2], [2]), (REPEAT, [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5])],
+)
+def test_noise_augment_in_front_is_the_upscales_own_noise(server, tmp_path, between, images, batch_index):
+    """Also of images that a node in between chose or repeated."""
     low = latents(3)
-    pick = {"class_type": "LatentFromBatch", "inputs": {"batch_index": 2, "length": 1}}
-    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8, **pick)
-    server.run(graph)
-    expected = lift(server, tmp_path, low, "random.safetensors", seed=8, noise_step=300)["samples"]
-    torch.testing.assert_close(output_of(graph)["samples"], expected[2:], rtol=1e-4, atol=1e-4)
-
-
-def test_a_noised_batch_that_is_repeated_is_recognised_and_draws_noise_for_each(server, tmp_path):
-    low = latents(2)
-    graph = noised_graph(
-        tmp_path, low, "random.safetensors", 300, 8, class_type="RepeatLatentBatch", inputs={"amount": 2}
-    )
-    server.run(graph)
-    expected = lift(server, tmp_path, torch.cat([low, low]), "random.safetensors", seed=8, noise_step=300)["samples"]
+    graph = noised_graph(tmp_path, low, "random.safetensors", 300, 8, **copy.deepcopy(between))
+    saved = server.run(graph)["outputs"]
+    clean = {"samples": low[images], "batch_index": batch_index}
+    expected = lift(server, tmp_path, clean, "random.safetensors", seed=8, noise_step=300)["samples"]
     torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-4, atol=1e-4)
+    assert "fmboost_noise" in saved["6"]["keys"]
+    assert "fmboost_noise" not in saved["4"]["keys"]
 
 
 def test_images_that_share_their_noise_keep_their_own_latents(server, tmp_path):

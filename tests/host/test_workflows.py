@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from .conftest import PACK, comfy_python
 from PIL import Image
 from safetensors.torch import save_file
 
 from fmboost_core import shipped_models
+
+from .conftest import PACK, comfy_python
 
 FOLDER = PACK / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -52,6 +53,7 @@ def to_api(ui: dict, schemas: dict) -> dict:
         if node["type"] in NOTES:
             continue
         values, found = list(node.get("widgets_values", [])), {}
+        assert list(node.get("widgets_values_named", {}).values()) in ([], values)  # newer frontends read these
         for name, spec in inputs_of(schemas[node["type"]]).items():
             if is_widget(spec):
                 found[name] = values.pop(0)

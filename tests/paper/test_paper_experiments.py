@@ -12,14 +12,15 @@ from PIL import Image
 
 from benchmarks.paper import guidance
 from benchmarks.paper.cli import EXPERIMENTS, main
+from benchmarks.paper.fid import open_fid
 from benchmarks.paper.lab import Lab, spread, synthetic_photos
 from benchmarks.paper.presets import PRESETS, RECIPES
 from benchmarks.paper.report import Column, table
 from fmboost_core import load_vae
-from fmboost_core.checkpoint import shipped_vae
-from fmboost_core.metrics import psnr
-from fmboost_core.photos import load_photo
+from fmboost_core.evaluate.metrics import psnr
+from fmboost_core.images.files import load_photo
 from fmboost_core.unet import UNet
+from fmboost_core.vae.files import shipped_vae
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def test_the_same_network_has_the_same_line_in_every_table(out):
         next(r for r in rows(out, name) if r["label"] == label)
         for name, label in (("tab1", "CFM-nearest"), ("tab2", "CFM"), ("tab3", "CFM-400"), ("tab7", "CFM-400, small"))
     ]
-    for key in ("psnr", "ssim", "frechet", "swd", "evaluations"):
+    for key in ("psnr", "ssim", "lp", "frechet8", "high_frequency", "evaluations"):
         assert len({line[key] for line in lines}) == 1, key
 
 
@@ -159,4 +160,9 @@ def test_guidance_measures_a_copy_of_the_reference_as_perfect(tmp_path):
     paths = sorted(synthetic_photos(tmp_path, 3, 128).glob("*.png"))
     same = guidance.measure(paths, ["x"] * 3, paths, None, None)
     other = guidance.measure(paths[:1], ["x"], paths[1:], None, None)
-    assert same["frechet"] < 1e-6 < other["frechet"]
+    assert same["frechet8"] < 1e-3 < 1 < other["frechet8"]
+
+
+def test_fid_without_its_weights_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no Inception weights at .*nothing is downloaded"):
+        open_fid(tmp_path / "none.pth")

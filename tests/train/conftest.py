@@ -80,20 +80,53 @@ class Place:
         words = [word for text in overrides for word in ("--set", text)] + ["--resume"] * resume
         return main(["train", str(self.config), "--out", str(self.folder / out), *words])
 
+    def whole(self, kind: str) -> Path:
+        """The folder of a run with the overrides of `KINDS` that was never interrupted; not to be written into."""
+        folder = self.folder / f"whole-{kind}"
+        if not folder.exists():
+            assert self.train(folder.name, *KINDS[kind]) == 0
+        return folder
 
-@pytest.fixture(scope="module")
+
+LEARNED = (
+    "flow.upsampling=learned",
+    "context_encoder.width=8",
+    "context_encoder.depth=1",
+    "context_encoder.features=4",
+)
+KINDS = {
+    "learned": LEARNED,
+    "cfm": (*LEARNED, "train.disturbed=0.5", "train.cascaded=0.5"),
+    "few_step": (*LEARNED, "train.objective=few_step", "few_step.window=8", "few_step.adversaries_from=103"),
+    "autoencoder": ("train.objective=autoencoder", "train.crop=32", "autoencoder.width=8", "name=fmboost-sd15-vae"),
+}
+"""Adversaries begin to learn in the fourth of the six steps."""
+
+
+@pytest.fixture(scope="session")
+def kinds() -> dict[str, tuple[str, ...]]:
+    return KINDS
+
+
+@pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture
 def latents() -> Callable[..., LatentSet]:
-    """Random examples of a model of scale 2 with these sizes of low latents; kinds are in the ratio of the real ones."""
+    """Random examples of a model of scale 2 with these sizes of low latents, of every kind."""
 
     def make(sizes: list[tuple[int, int]], **identity: Any) -> LatentSet:
         draw = torch.Generator().manual_seed(0)
         kinds = {}
-        for kind, channels, unit in (("low", 4, 1), ("high", 4, 2), ("psu", 4, 2), ("lower", 4, 0.5), ("picture", 3, 8)):
+        for kind, channels, unit in (
+            ("low", 4, 1),
+            ("high", 4, 2),
+            ("psu", 4, 2),
+            ("lower", 4, 0.5),
+            ("picture", 3, 8),
+        ):
             shapes = [(channels, int(h * unit), int(w * unit)) for h, w in sizes]
             if kind == "picture":
                 images = [torch.randint(256, shape, generator=draw, dtype=torch.uint8) for shape in shapes]

@@ -1,29 +1,31 @@
-"""Beginning with another model's weights, across latent spaces and scales."""
+"""Beginning with another model's weights, across latent spaces, scales and contexts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fmboost_core.checkpoint import save_model
-from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
-from fmboost_core.flow import join_context
+from fmboost_core.config import ContextEncoderConfig, FlowConfig, ModelConfig, NetConfig, context_channels
+from fmboost_core.context import join_context
+from fmboost_core.files.model_file import save_model
 from fmboost_core.latent_spaces import latent_space
+from fmboost_core.model import CFMModel, build_network
 from fmboost_core.train.start import start_from
-from fmboost_core.unet import UNet
 
 
-def config(space="sd15", scale=2, picture=True, net=None):
-    flow = FlowConfig(upsampling="psu", scale=scale, picture_context=picture)
-    channels = latent_space(space).channels
+def config(space="sd15", scale=2, picture=True, net=None, encoder=None):
+    """A model of pixel-space upsampling or, with the settings of an `encoder`, of a learned context."""
+    found = latent_space(space)
+    learned = None if encoder is None else ContextEncoderConfig(**{"width": 8, "depth": 1, "features": 48, **encoder})
+    flow = FlowConfig(upsampling="learned" if learned else "psu", scale=scale, picture_context=picture and not learned)
+    ends = (found.channels + context_channels(found, flow, learned), found.channels)
     sizes = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "attention_resolutions": ()}
-    ends = (channels + flow.context_channels(latent_space(space)), channels)
-    return ModelConfig(NetConfig(*ends, num_heads=1, **{**sizes, **(net or {})}), flow, space)
+    return ModelConfig(NetConfig(*ends, num_heads=1, **{**sizes, **(net or {})}), flow, learned, space)
 
 
 def network(settings, seed):
     torch.manual_seed(seed)
-    return UNet(settings.net).eval().requires_grad_(False)
+    return build_network(settings).eval().requires_grad_(False)
 
 
 def started(tmp_path, origin, wanted):
@@ -56,33 +58,66 @@ def test_pooling_has_its_ends_elsewhere(tmp_path):
     assert second.pool.down_conv.weight.shape[1] == 16 + 64
 
 
-def test_another_space_of_as_many_channels_takes_everything(tmp_path):
-    first, second, said = started(tmp_path, config("sd15"), config("sdxl"))
-    assert "sd15 x2 psu into sdxl x2 psu: context as it was, all other weights taken" in said
+@pytest.mark.parametrize("encoder", [None, {}])
+def test_another_space_of_as_many_channels_takes_everything(tmp_path, encoder):
+    first, second, said = started(tmp_path, config("sd15", encoder=encoder), config("sdxl", encoder=encoder))
+    kind = "psu" if encoder is None else "learned"
+    assert f"sd15 x2 {kind} into sdxl x2 {kind}: context as it was, all other weights taken" in said
     for key, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (2, 8)])
-def test_a_picture_folded_otherwise_looks_the_same(tmp_path, before, after):
-    """A picture of `8 / after` flat pixels a latent pixel, and the same one in `8 / before` of them."""
-    first, second, said = started(tmp_path, config(scale=before), config(scale=after))
-    assert f"sd15 x{before} psu into sd15 x{after} psu" in said
-    x, upsampled = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    coarse = torch.rand(2, 3, *2 * [64 // max(before, after)])
-    sides = {s: coarse.repeat_interleave(64 // s // coarse.shape[2], 2) for s in (before, after)}
-    sides = {s: p.repeat_interleave(64 // s // coarse.shape[2], 3) for s, p in sides.items()}
-    t = torch.tensor([0.2, 0.9])
-    expected = first(x, t, join_context(upsampled, sides[before]))
-    torch.testing.assert_close(second(x, t, join_context(upsampled, sides[after])), expected)
-
-
-def test_a_picture_left_out_is_no_longer_heard(tmp_path):
-    first, second, said = started(tmp_path, config(), config(picture=False))
-    assert "no picture in the context any more" in said
+def test_channels_new_in_the_context_are_ignored_at_first(tmp_path):
+    origin, wanted = config(picture=False), config()
+    first, second, said = started(tmp_path, origin, wanted)
+    assert "48 channels more, ignored at first, in the context" in said
     x, upsampled, t = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.3])
-    grey = torch.full((1, 3, 32, 32), 0.5)  # folded to 0
-    torch.testing.assert_close(second(x, t, upsampled), first(x, t, join_context(upsampled, grey)))
+    context = join_context(wanted.flow, upsampled, torch.rand(1, 3, 32, 32))
+    narrow, wide = CFMModel(origin, first), CFMModel(wanted, second)
+    torch.testing.assert_close(wide.velocity(x, t, context), narrow.velocity(x, t, upsampled))
+
+
+def test_channels_no_longer_in_the_context_are_not_heard(tmp_path):
+    first, second, said = started(tmp_path, config(), config(picture=False))
+    assert "48 channels fewer in the context" in said
+    x, upsampled, t = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.3])
+    silent = torch.cat([upsampled, torch.zeros(1, 48, 8, 8)], dim=1)
+    torch.testing.assert_close(second(x, t, upsampled), first(x, t, silent))
+
+
+def test_a_context_encoder_that_the_origin_does_not_have_is_fresh(tmp_path):
+    """A picture of 48 channels gives its place to 48 features."""
+    wanted = config(encoder={})
+    first, second, said = started(tmp_path, config(), wanted)
+    fresh, taken = network(wanted, 1).state_dict(), first.state_dict()
+    count = sum(key.startswith("context_encoder.") for key in fresh)
+    assert f"into sd15 x2 learned: context as it was, fresh context encoder ({count} of its tensors)" in said
+    for key, value in second.state_dict().items():
+        assert torch.equal(value, taken.get(key, fresh[key])), key
+
+
+def test_layers_of_another_shape_in_the_context_encoder_are_fresh(tmp_path):
+    """At another scale it is the one convolution that enlarges; with other features the last one and the network's
+    first inputs."""
+    for change, layer in (({"scale": 4}, "up"), ({"encoder": {"features": 40}}, "head")):
+        wanted = config(**{"encoder": {}, **change})
+        first, second, said = started(tmp_path, config(encoder={}), wanted)
+        assert "fresh context encoder (2 of its tensors)" in said
+        fresh, taken = network(wanted, 1).state_dict(), first.state_dict()
+        for key, value in second.state_dict().items():
+            if key.startswith(f"context_encoder.{layer}."):
+                assert torch.equal(value, fresh[key])
+            elif key != "input_blocks.0.0.weight":
+                assert torch.equal(value, taken[key])
+    kept = second.input_blocks[0][0].weight
+    assert torch.equal(kept, first.input_blocks[0][0].weight[:, : 4 + 4 + 40])
+
+
+def test_a_context_encoder_that_is_not_wanted_is_left_behind(tmp_path):
+    first, second, said = started(tmp_path, config(encoder={}), config())
+    assert "context as it was, all other weights taken" in said
+    assert second.context_encoder is None
+    assert all(torch.equal(first.state_dict()[key], value) for key, value in second.state_dict().items())
 
 
 def test_a_network_that_differs_inside_is_refused_by_name(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import http.client
 import json
 import os
 import socket
@@ -39,13 +40,24 @@ class Client:
     """One client of one ComfyUI server."""
 
     def __init__(self, server: str = "http://127.0.0.1:8188", timeout: float = 60) -> None:
-        self.server, self.timeout, self.id = server.rstrip("/"), timeout, uuid.uuid4().hex
+        """Raises ValueError for an address that is not HOST:PORT, with or without http:// in front."""
+        self.server = (server if "://" in server else f"http://{server}").rstrip("/")
+        try:
+            parts = urllib.parse.urlsplit(self.server)
+            self.address = parts.hostname, parts.port or 80
+        except ValueError as error:
+            raise ValueError(f"the server's address is {server}: {error}") from error
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"the server's address is {server}: expected HOST:PORT or http://HOST:PORT")
+        self.timeout, self.id = timeout, uuid.uuid4().hex
+        # Straight to the server, as the websocket goes: proxies of the environment are for the internet.
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str) -> Any:
         return json.loads(self.fetch(path))
 
     def fetch(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.server + path, timeout=self.timeout) as response:
+        with self.opener.open(self.server + path, timeout=self.timeout) as response:
             return response.read()
 
     def post(self, path: str, body: Any) -> Any:
@@ -54,7 +66,7 @@ class Client:
     def _post(self, path: str, data: bytes, kind: str) -> Any:
         request = urllib.request.Request(self.server + path, data, {"Content-Type": kind})
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            with self.opener.open(request, timeout=self.timeout) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
             raise WorkflowError(_refusal(error)) from error
@@ -85,7 +97,7 @@ class Client:
         self.post("/interrupt", {"prompt_id": prompt})
 
     def listen(self) -> Socket:
-        return Socket(f"{self.server}/ws?clientId={self.id}", self.timeout)
+        return Socket(self.address, f"{self.server}/ws?clientId={self.id}", self.timeout)
 
     def run(self, graph: Graph, progress: Progress | None = None, **extra: Any) -> dict[str, Any]:
         """Submit, wait, return the history entry. Raises WorkflowError where the server refuses, fails or is
@@ -138,11 +150,9 @@ class Client:
 class Socket:
     """The reading half of a websocket (RFC 6455): JSON messages as dicts, binary ones as bytes."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, address: tuple[str, int], url: str, timeout: float) -> None:
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme == "https":
-            raise ValueError("progress over https is not supported: use an address that starts with http://")
-        self.socket = socket.create_connection((parts.hostname, parts.port or 80), timeout=timeout)
+        self.socket = socket.create_connection(address, timeout=timeout)
         self.stream = self.socket.makefile("rb")
         key = base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall(
@@ -285,13 +295,13 @@ def _show(graph: Graph) -> Progress:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflow", type=Path, help="API workflow (JSON)")
-    parser.add_argument("--server", default="http://127.0.0.1:8188")
+    parser.add_argument("--server", default="127.0.0.1:8188", metavar="HOST:PORT")
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings")
     parser.add_argument("--upload", action="append", default=[], metavar="NODE.INPUT=FILE", help="upload and use it")
     parser.add_argument("-o", "--output", type=Path, default=Path(), help="folder for the images (default: here)")
     options = parser.parse_args(arguments)
-    client = Client(options.server)
     try:
+        client = Client(options.server)
         graph = read_graph(options.workflow)
         apply(graph, options.settings, client.inputs)
         for setting in options.upload:
@@ -308,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
     except WorkflowError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         print(f"\nno answer from {options.server}: {error}", file=sys.stderr)
         return 3
     except (ValueError, OSError) as error:

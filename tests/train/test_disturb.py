@@ -1,0 +1,62 @@
+"""Low latents as a sampler leaves them: what is changed, by how much, and what the high latents share of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fmboost_core.train.disturb import disturb
+
+GAIN, DRIFT, NOISE = 0.1, 0.05, 0.08  # as the module states them
+
+
+def disturbed(share, value=0.0, count=3000):
+    batch = {"low": torch.full((count, 2, 8, 8), value), "high": torch.full((count, 2, 16, 16), value), "t": object()}
+    return batch, disturb(batch, share, torch.Generator().manual_seed(5))
+
+
+def test_a_share_of_nothing_changes_nothing():
+    batch, found = disturbed(0.0, 1.5)
+    for kind in ("low", "high"):
+        assert torch.equal(found[kind], batch[kind])
+
+
+def test_the_share_is_that_of_the_crops_and_the_rest_stays():
+    batch, found = disturbed(0.3, 1.5)
+    changed = (found["low"] != 1.5).flatten(1).any(dim=1)
+    assert torch.equal(changed, (found["high"] != 1.5).flatten(1).any(dim=1))
+    assert abs(changed.sum().item() - 900) < 4 * (3000 * 0.3 * 0.7) ** 0.5
+    assert found["t"] is batch["t"]
+
+
+def test_the_generator_decides():
+    for kind in ("low", "high"):
+        assert torch.equal(disturbed(1.0, count=20)[1][kind], disturbed(1.0, count=20)[1][kind])
+
+
+def test_contrast_changes_in_both_latents_alike():
+    """Of latents of 1e6, beside which drift and noise are nothing; the gain is uniform about 1."""
+    _, found = disturbed(1.0, 1e6)
+    gain = found["low"] / 1e6
+    torch.testing.assert_close(gain[:, :1, :1, :1].expand(-1, 2, 16, 16), found["high"] / 1e6, atol=2e-6, rtol=0)
+    gain = gain[:, 0, 0, 0]
+    assert 1 - GAIN <= gain.min() < 1 - 0.99 * GAIN and 1 + 0.99 * GAIN < gain.max() <= 1 + GAIN
+    assert gain.mean().item() == pytest.approx(1, abs=4 * GAIN / (3 * 3000) ** 0.5)
+    assert gain.std().item() == pytest.approx(GAIN / 3**0.5, rel=0.05)
+
+
+def test_drift_is_in_both_latents_and_noise_in_the_low_one_alone():
+    """In a corner drift is one coarse value, the same in both latents. Amounts are uniform: a variance is a third."""
+    _, found = disturbed(1.0)
+    drift = found["high"][:, :, 0, 0]
+    white = found["low"][:, :, 0, 0] - drift
+    assert drift.square().mean().item() == pytest.approx(DRIFT**2 / 3, rel=0.1)
+    assert white.square().mean().item() == pytest.approx(NOISE**2 / 3, rel=0.1)
+    both = torch.stack([drift.flatten(), white.flatten()])
+    assert abs(torch.corrcoef(both)[0, 1].item()) < 4 / both.shape[1] ** 0.5
+    # Elsewhere, too, high latents have the low ones' drift: what differs is the noise, which does not fade in the mean.
+    pooled = F.avg_pool2d(found["high"], 2)
+    assert (found["low"] - pooled).square().mean().item() == pytest.approx(NOISE**2 / 3, rel=0.1)
+    # Drift is smooth: neighbours differ by far less than it is large.
+    assert found["high"].diff(dim=3).square().mean() < 0.05 * found["high"].square().mean()
