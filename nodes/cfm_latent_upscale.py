@@ -175,7 +175,7 @@ class CFMLatentUpscale(io.ComfyNode):
         model.check_latents(latents.raw)
         if 0 < options.tile_size < SMALLEST_TILE:
             raise ValueError(f"tile_size is {options.tile_size}: expected 0 (whole) or a number from {SMALLEST_TILE}")
-        space = choose_space(model, options.latent_space)
+        space = choose_space(model, options.latent_space, latents)
         count = _count_lifts(model, options)
         low, sampling = _denoised(latents, options.sampling(steps, seed))
         scaling, device = latent_format(space.name), model.patcher.load_device

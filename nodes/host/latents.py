@@ -90,9 +90,19 @@ def latent_format(space: str) -> comfy.latent_formats.LatentFormat:
     return _FORMATS[space]()
 
 
-def choose_space(model: CFMModel, choice: str) -> LatentSpace:
-    """The latent space of the model, or the one chosen instead. Raises ValueError where channels differ."""
+def choose_space(model: CFMModel, choice: str, latents: Latents) -> LatentSpace:
+    """The latent space of the model, or the one chosen instead.
+
+    Raises ValueError where channels differ, and for frames of 16 channels unless their space is chosen by name: they
+    mostly come from models with another latent space of as many channels.
+    """
     if choice == "auto":
+        if latents.frames and model.space.channels == 16:
+            raise ValueError(
+                f"the samples have frames and 16 channels, as latents of Wan, Qwen-Image and HunyuanVideo do, and the "
+                f"model was trained on {model.space.name} latents: use a model of their family; if they are "
+                f"{model.space.name} latents all the same, set latent_space to {model.space.name}"
+            )
         return model.space
     space = LATENT_SPACES[choice]
     if space.channels != model.space.channels:

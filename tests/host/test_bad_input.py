@@ -106,6 +106,14 @@ def test_latents_that_are_no_pictures(server, tmp_path, kind, node):
     assert found in refusal(server, graph_of(node, tmp_path, {"samples": samples}))
 
 
+def test_frames_of_sixteen_channels_are_lifted_only_where_their_space_is_named(server, tmp_path):
+    """Wan's, Qwen-Image's and HunyuanVideo's look like this, and are neither FLUX's nor SD3's."""
+    clip = torch.ones(1, 16, 1, 8, 8)
+    said = refusal(server, lift_graph(tmp_path, clip, "random-flux.safetensors"))
+    assert "as latents of Wan, Qwen-Image and HunyuanVideo do" in said
+    assert "set latent_space to flux" in said
+
+
 @pytest.mark.parametrize(
     ("shape", "batch_index", "found"),
     [

@@ -161,7 +161,7 @@ def test_each_frame_is_lifted_as_if_alone_with_the_noise_of_its_image(server, tm
     model = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
     low = latents(2 * frames, 7, 6, channels=16 if space == "flux" else 4).unflatten(0, (2, frames)).movedim(1, 2)
     clip = {"samples": low, "batch_index": [4, 9], "noise_mask": torch.rand(2, 1, frames, 56, 48)}
-    found = lift(server, tmp_path, clip, model, seed=5)
+    found = lift(server, tmp_path, clip, model, seed=5, latent_space=space)
     assert found["samples"].shape == (2, low.shape[1], frames, 14, 12)
     assert torch.equal(found["noise_mask"], clip["noise_mask"])
     assert found["batch_index"] == [4, 9]
