@@ -22,7 +22,6 @@ NODES = {
         "solver",
         "noise_step",
         "tile_size",
-        "vae",
         "source",
         "latent_space",
         "scale",
