@@ -190,7 +190,9 @@ class CFMLatentUpscale(io.ComfyNode):
             results.append(high)
             paths += [*path, high.cpu()]
         result = scaling.process_out(torch.cat(results))
-        _log_done(low, result, space.pixels, progress.evaluations, time.perf_counter() - began)
+        summary = _summary(low, result, space.pixels, progress.evaluations, time.perf_counter() - began)
+        log.info("CFM Latent Upscale: %s", summary)
+        progress.show(summary)
         latent = latents.repack(result)
         latent.pop(KEY, None)  # it describes the samples that came in
         if not options.trajectory:
@@ -299,10 +301,8 @@ def _source(options: _Options, model: HostModel, low: Tensor) -> Tensor:
     return raw
 
 
-def _log_done(low: Tensor, high: Tensor, pixels: int, calls: int, seconds: float) -> None:
+def _summary(low: Tensor, high: Tensor, pixels: int, calls: int, seconds: float) -> str:
     (h, w), (high_h, high_w) = low.shape[2:], high.shape[2:]
-    log.info(
-        "CFM Latent Upscale: %d x (%dx%d -> %dx%d latent, %dx%d -> %dx%d pixels), %d evaluations, %.2f s",
-        *(low.shape[0], w, h, high_w, high_h),
-        *(w * pixels, h * pixels, high_w * pixels, high_h * pixels, calls, seconds),
-    )
+    images = f"{low.shape[0]} images, " if low.shape[0] > 1 else ""
+    sizes = f"{w}x{h} -> {high_w}x{high_h} latent, {w * pixels}x{h * pixels} -> {high_w * pixels}x{high_h * pixels} px"
+    return f"{images}{sizes}, {calls} evaluations, {seconds:.1f} s"

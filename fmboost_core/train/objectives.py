@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,18 @@ def context_of(net: UNet, flow: FlowConfig, batch: dict[str, Tensor]) -> Tensor:
     if flow.upsampling == "psu":
         return join_context(flow, batch["psu"], batch["picture"])
     return interpolate(batch["low"], flow.scale, flow.upsampling)
+
+
+def context_loss(context: Tensor, flow: FlowConfig, batch: dict[str, Tensor]) -> Tensor:
+    """How far a learned `context` is from that of pixel-space upsampling with the low picture. Not in the paper.
+
+    The L1 error of the upsampled latent, and twice the squared error of the folded picture. A network trained on
+    pixel-space upsampling goes on from there without its autoencoder.
+    """
+    target = join_context(replace(flow, upsampling="psu", picture_context=True), batch["psu"], batch["picture"])
+    channels = batch["high"].shape[1]
+    upsampled = (context[:, :channels] - target[:, :channels]).abs().mean()
+    return upsampled + 2 * (context[:, channels:] - target[:, channels:]).square().mean()
 
 
 def flow_loss(objective: str, net: nn.Module, flow: FlowConfig, batch: dict[str, Tensor], context: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ OBJECTIVES = {
     "fm": "gaussian",
     "regression": "coupling",
     "sr3": "diffusion",
+    "context": "coupling",
     "few_step": "coupling",
     "autoencoder": "coupling",
 }
@@ -110,6 +111,7 @@ class FewStepSettings:
     latent: float = 0.5
     pixel: float = 2.0
     features: float = 3.0
+    structure: float = 1.0  # structure and texture of the same features
     picture_adversary: float = 0.1
     feature_adversary: float = 0.1
     latent_adversary: float = 0.05
@@ -153,6 +155,8 @@ class RunSettings:
             raise ValueError(f"objective {objective} goes with flow.path {path!r}: it is {self.flow.path!r}")
         if objective == "sr3" and self.data.validation:
             raise ValueError("validation follows a flow, which objective sr3 does not have: leave data.validation out")
+        if objective == "context":
+            _check_context(self.context_encoder, self.data.latent_space, self.flow.scale)
         window, scale = self.few_step.window, self.flow.scale
         if objective == "few_step" and (window > self.train.crop or window % scale):
             raise ValueError(
@@ -179,6 +183,18 @@ class RunSettings:
             trained_on={"objective": self.train.objective, **(trained_on or {})},
             license=self.license,
             sha256=self.fingerprint,
+        )
+
+
+def _check_context(encoder: ContextEncoderConfig | None, space: str, scale: int) -> None:
+    """Raise ValueError unless a context encoder can imitate pixel-space upsampling."""
+    if encoder is None:
+        raise ValueError("objective context trains a context encoder: set flow.upsampling to learned")
+    features = 3 * (latent_space(space).pixels // scale) ** 2
+    if encoder.features != features:
+        raise ValueError(
+            f"objective context makes the folded low picture, {features} features for {space} at scale {scale}: "
+            f"context_encoder.features is {encoder.features}"
         )
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import folder_paths
 
-from ...fmboost_core import shipped_models
+from ...fmboost_core import LATENT_SPACES, shipped_models
 
 MODEL_FOLDER = "latent_upscale_models"
+GUIDE = "https://github.com/fmboost/fmboost/blob/main/docs/which-model.md"
 
 
 def model_names() -> list[str]:
@@ -26,3 +27,11 @@ def model_path(name: str) -> Path:
             "Load CFM Model (R refreshes its list)"
         )
     return Path(found)
+
+
+def models_for(channels: int) -> str:
+    """What to load for latents of so many channels, to end a sentence with."""
+    fit = [name for name in shipped_models() if LATENT_SPACES[name.split("-")[1]].channels == channels]
+    if not fit:
+        return f"none of those that come with FMBoost fits, so put one into models/{MODEL_FOLDER} ({GUIDE})"
+    return f"choose {' or '.join(fit)} in Load CFM Model, which come with FMBoost ({GUIDE})"

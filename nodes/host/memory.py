@@ -17,7 +17,7 @@ from ...fmboost_core import CFMModel, ModelConfig, memory
 from ...fmboost_core.files.model_file import read_model_file
 from ...fmboost_core.model import build_network
 from ...fmboost_core.vae.protocol import VAE
-from .files import model_path
+from .files import model_path, models_for
 
 HALF = (torch.float16, torch.bfloat16)
 WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -38,6 +38,13 @@ class HostModel(CFMModel):
     def in_float32(self) -> HostModel:
         """The same weights, with the network's arithmetic in float32."""
         return HostModel(self.name, self.config, self.patcher, torch.float32)
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ValueError, which says what to load, for latents of another family's channels."""
+        try:
+            super().check_latents(latents)
+        except ValueError as error:
+            raise ValueError(f"{error}: {models_for(latents.shape[1])}") from error
 
     def make_context(self, low: Tensor, vae: VAE | None = None) -> Tensor:
         if self.config.context_encoder is not None:
@@ -65,9 +72,9 @@ def load_model(name: str) -> HostModel:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): get the file again") from error
     if config.flow.upsampling == "psu":
         raise ValueError(
-            f"the CFM model '{name}' starts from pixel-space upsampling (psu), which needs a VAE inside the lift, and the "
-            "nodes take models that need none (learned, nearest or bilinear): choose one of those, or lift with the "
-            "command fmboost upscale with its option --vae"
+            f"the CFM model '{name}' starts from pixel-space upsampling (psu), which needs a VAE inside the lift, and "
+            "the nodes take models that need none (learned, nearest or bilinear): choose one of those, or lift with "
+            "the command fmboost upscale and its option --vae"
         )
     device = mm.get_torch_device()
     weights = mm.unet_dtype(

@@ -10,6 +10,8 @@ import comfy.utils
 import latent_preview
 import torch
 import torch.nn.functional as F
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
 from torch import Tensor
 
 from .latents import latent_format
@@ -35,6 +37,12 @@ class Progress:
         done = evaluation if total else round(t * self.per_lift)
         value = lift * self.per_lift + done
         self.bar.update_absolute(value, self.bar.total, self._picture(estimate))
+
+    def show(self, text: str) -> None:
+        """Write `text` on the node, where there is a browser that shows it."""
+        running = get_executing_context()
+        if running is not None:
+            PromptServer.instance.send_progress_text(text, running.node_id)
 
     def _picture(self, estimate: Tensor) -> Any:
         if self.previewer is None:

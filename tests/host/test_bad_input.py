@@ -29,7 +29,7 @@ def refusal(server, graph) -> str:
         ("empty", "empty.safetensors", "get it again"),
         ("pickle", "not a safetensors file", "get it again"),
         ("gan-upscaler", "not an FMBoost model", "choose a CFM model file"),
-        ("psu", "starts from pixel-space upsampling (psu)", "fmboost upscale with its option --vae"),
+        ("psu", "starts from pixel-space upsampling (psu)", "fmboost upscale and its option --vae"),
         ("format-1", "written by FMBoost 0.1 (format 1)", "get the current file of this model"),
     ],
 )
@@ -167,6 +167,7 @@ def test_two_models_of_different_families_each_refuse_the_others_latents(server,
     sentence = refusal(server, graph)
     assert "(1, 4, 16, 16)" in sentence
     assert "flux latents" in sentence
+    assert "choose fmboost-sd15-x2 or fmboost-sd15-x4 or fmboost-sdxl-x2 in Load CFM Model" in sentence
 
 
 def test_a_network_that_overflows(server, tmp_path):

@@ -46,7 +46,7 @@ def test_every_evaluation_is_reported(server, tmp_path):
     server.run(graph, lambda node, value, total: seen.append((node, value, total)))
     assert seen[-1] == ("3", 12, 12)
     assert [value for _, value, _ in seen] == sorted({value for _, value, _ in seen})
-    assert "2 x (8x8 -> 16x16 latent, 64x64 -> 128x128 pixels), 12 evaluations" in server.log
+    assert "2 images, 8x8 -> 16x16 latent, 64x64 -> 128x128 px, 12 evaluations" in server.log
 
 
 def test_progress_counts_over_all_lifts(server, tmp_path):
@@ -54,7 +54,7 @@ def test_progress_counts_over_all_lifts(server, tmp_path):
     server.run(lift_graph(tmp_path, latents(2), steps=3, scale=4), lambda node, *counts: seen.append(counts))
     assert seen[-1] == (12, 12)
     assert [value for value, _ in seen] == sorted({value for value, _ in seen})
-    assert "2 x (8x8 -> 32x32 latent, 64x64 -> 256x256 pixels), 12 evaluations" in server.log
+    assert "2 images, 8x8 -> 32x32 latent, 64x64 -> 256x256 px, 12 evaluations" in server.log
 
 
 @pytest.mark.parametrize(("method", "frames"), [("latent2rgb", 0), ("taesd", 0), ("taesd", 2)])
@@ -62,15 +62,18 @@ def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames
     low = latents(max(frames, 1), 12, 8)
     if frames:
         low = low.movedim(0, 1)[None]  # one image of that many
-    client, pictures = server.client(), []
+    client, pictures, texts = server.client(), [], []
     with client.listen() as events:
         prompt = client.queue(lift_graph(tmp_path, low, steps=3), preview_method=method)
         for event in events:
-            if isinstance(event, bytes):
+            if isinstance(event, bytes) and event[3] == 1:
                 pictures.append(event)
+            elif isinstance(event, bytes):
+                texts.append(event[8:].decode())
             elif event["type"] == "execution_success" and event["data"]["prompt_id"] == prompt:
                 break
     assert len(pictures) == 3 * max(frames, 1)
+    assert f"8x12 -> 16x24 latent, 64x96 -> 128x192 px, {3 * max(frames, 1)} evaluations, " in texts[-1]
     kind, encoding = int.from_bytes(pictures[0][:4], "big"), int.from_bytes(pictures[0][4:8], "big")
     assert (kind, encoding) == (1, 1)  # a preview, as JPEG
     width, height = Image.open(BytesIO(pictures[-1][8:])).size

@@ -97,6 +97,7 @@ LEARNED = (
 KINDS = {
     "learned": LEARNED,
     "cfm": (*LEARNED, "train.disturbed=0.5", "train.cascaded=0.5"),
+    "context": ("flow.upsampling=learned", "context_encoder.width=8", "train.objective=context"),
     "few_step": (*LEARNED, "train.objective=few_step", "few_step.window=8", "few_step.adversaries_from=103"),
     "autoencoder": ("train.objective=autoencoder", "train.crop=32", "autoencoder.width=8", "name=fmboost-sd15-vae"),
 }

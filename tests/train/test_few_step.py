@@ -140,7 +140,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
         for a, b in zip(made.features, real.features, strict=True)
     ]
     torch.testing.assert_close(seen["features"], torch.stack([c.mean() for c in cosines]).mean(), atol=1e-5, rtol=1e-4)
-    parts = 0.5 * seen["latent"] + 2.0 * seen["pixel"] + 3.0 * seen["features"]
+    parts = 0.5 * seen["latent"] + 2.0 * seen["pixel"] + 3.0 * seen["features"] + 1.0 * seen["structure"]
     adversaries = few.picture_adversary + few.feature_adversary + few.latent_adversary
     torch.testing.assert_close(loss.detach(), parts - 0.5 * adversaries)
     assert judgement.item() == pytest.approx(3 * (0.5 + 1.5))  # both at 0.5: hinges of 1 - 0.5 and 1 + 0.5

@@ -11,7 +11,7 @@ from fmboost_core.model import CFMModel, build_network
 from fmboost_core.noise import alpha_bar
 from fmboost_core.train.lift import LiftTask
 from fmboost_core.train.loop import NETWORK, make_accelerator
-from fmboost_core.train.objectives import context_of, flow_loss
+from fmboost_core.train.objectives import context_loss, context_of, flow_loss
 
 NET = NetConfig(
     in_channels=8 + 5, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_heads=1
@@ -146,3 +146,26 @@ def test_the_upsampled_latent_of_a_learned_context_learns_from_its_own_error_alo
     torch.testing.assert_close(gradients[0.0][4:], gradients[0.3][4:])
     error = net.context_encoder(batch["low"])[:, :4] - batch["high"]  # a bias moves every pixel of its channel
     torch.testing.assert_close(gradients[0.3][:4], 0.3 * error.sign().mean(dim=(0, 2, 3)) / 4)
+
+
+def test_a_context_is_compared_with_the_psu_latent_and_the_folded_picture(batch):
+    """An upsampled latent off by 1 costs 1; every feature off by 0.5 costs twice 0.25."""
+    flow = FlowConfig(upsampling="learned")
+    folded = torch.zeros(3, 48, 16, 16)
+    for colour in range(3):
+        for row in range(4):
+            for column in range(4):
+                folded[:, 16 * colour + 4 * row + column] = 2 * batch["picture"][:, colour, row::4, column::4] - 1
+    context = torch.cat([batch["psu"], folded], dim=1)
+    assert context_loss(context, flow, batch) == pytest.approx(0, abs=1e-12)
+    off = torch.cat([batch["psu"] + 1, folded - 0.5], dim=1)
+    assert context_loss(off, flow, batch) == pytest.approx(1.5, rel=1e-5)
+
+
+def test_the_objective_context_moves_the_context_encoder_alone(place):
+    settings = place.settings("flow.upsampling=learned", "train.objective=context", "context_encoder.width=8")
+    task = LiftTask(settings, make_accelerator(settings.train, place.folder), place.folder / "none", fresh=True)
+    (_, loss, _), *rest = task.losses(task.modules, task.batch(0), 0)
+    loss.backward()
+    moved = {name.partition(".")[0] for name, p in task.modules[NETWORK].named_parameters() if p.grad is not None}
+    assert moved == {"context_encoder"} and not rest

@@ -33,6 +33,14 @@ def test_a_flow_with_a_learned_context_leaves_a_model_that_lifts_alone(place, ki
     assert all(math.isfinite(row["loss"]) and row["upsampled"] < row["loss"] for row in log)
 
 
+def test_a_context_encoder_learns_and_the_network_stays(place):
+    run = place.whole("context")
+    model = load_model(run / "tiny.safetensors")
+    assert model.config.trained_on["objective"] == "context" and model.net.out[2].weight.count_nonzero() == 0
+    losses = [row["loss"] for row in rows(run)]
+    assert losses[-1] < losses[0]
+
+
 def test_the_third_stage_leaves_a_model_and_the_adversaries_column_begins_when_they_learn(place):
     run = place.whole("few_step")
     model = load_model(run / "tiny.safetensors")

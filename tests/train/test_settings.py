@@ -102,6 +102,8 @@ def test_settings_that_are_wrong_are_named(place, override, sentence):
         (("train.cascaded=0.5", "flow.upsampling=psu"), "cascaded crops have no decoded picture"),
         (("train.cascaded=0.5", "flow.scale=4"), "cascaded crops are for models of scale 2"),
         (("train.objective=sr3", "flow.path=diffusion", "flow.noise_step=0", "data.validation=photos"), "leave data"),
+        (("train.objective=context",), "objective context trains a context encoder"),
+        (("train.objective=context", "flow.upsampling=learned", "context_encoder.features=4"), "48 features for sd15"),
         (("train.objective=autoencoder", "data.cache=a.safetensors", "data.photos="), "missing photos: a small auto"),
     ],
 )

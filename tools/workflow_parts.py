@@ -1,0 +1,200 @@
+"""What tools/workflow_specs.py makes templates and blocks of: nodes with their settings, notes, links to files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Group = list[tuple[str, list["Node"]]]
+Columns = list[Group]
+HUB = "https://huggingface.co"
+SIZES = {  # heights, as the frontend draws them
+    "CheckpointLoaderSimple": 98,
+    "LoraLoaderModelOnly": 82,
+    "UNETLoader": 82,
+    "CLIPLoader": 106,
+    "VAELoader": 58,
+    "ModelSamplingDiscrete": 82,
+    "ModelSamplingAuraFlow": 58,
+    "CLIPTextEncode": 110,
+    "ConditioningZeroOut": 30,
+    "EmptyLatentImage": 106,
+    "EmptySD3LatentImage": 106,
+    "KSampler": 262,
+    "LoadImage": 314,
+    "VAEEncode": 50,
+    "VAEEncodeTiled": 150,
+    "VAEDecode": 50,
+    "VAEDecodeTiled": 150,
+    "SaveImage": 330,
+    "FMBoost_LoadCFMModel": 58,
+    "FMBoost_CFMLatentUpscale": 314,
+    "FMBoost_NoiseAugment": 134,
+    "FMBoost_AttentionScaling": 58,
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """`values` are widget values, or for a link a pair of the other node's key and its output slot."""
+
+    key: str
+    kind: str
+    values: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    height: int = 0
+    models: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Template:
+    """`columns` from left to right, each a list of groups: (title or "", nodes from top to bottom)."""
+
+    api: str
+    columns: Columns
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ports are (name, type, [(node key, the node's input or output)]); `widgets` are (node key, widget)."""
+
+    name: str
+    description: str
+    nodes: list[Node]
+    inputs: list[tuple[str, str, list[tuple[str, str]]]]
+    outputs: list[tuple[str, str, list[tuple[str, str]]]]
+    widgets: tuple[tuple[str, str], ...] = (
+        ("lift", "steps"),
+        ("lift", "seed"),
+        ("lift", "control_after_generate"),
+        ("model", "model_name"),
+    )
+    category: str = "Image generation and editing/Upscale"
+    aliases: tuple[str, ...] = ("upscale", "upscaler", "enlarge", "hires fix", "2x", "super resolution", "FMBoost")
+
+
+def file(name: str, address: str, folder: str) -> dict[str, str]:
+    return {"name": name, "url": f"{HUB}/{address}", "directory": folder}
+
+
+SD15_FILE = file(
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+    "checkpoints",
+)
+SDXL_FILE = file(
+    "sd_xl_base_1.0.safetensors",
+    "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "checkpoints",
+)
+LCM_FILE = file(
+    "lcm-lora-sdv1-5.safetensors",
+    "latent-consistency/lcm-lora-sdv1-5/resolve/main/pytorch_lora_weights.safetensors",
+    "loras",
+)
+Z = "Comfy-Org/z_image_turbo/resolve/main/split_files"
+Z_MODEL = file(
+    "z_image_turbo_bf16.safetensors", f"{Z}/diffusion_models/z_image_turbo_bf16.safetensors", "diffusion_models"
+)
+Z_TEXT = file("qwen_3_4b.safetensors", f"{Z}/text_encoders/qwen_3_4b.safetensors", "text_encoders")
+Z_VAE = file("ae.safetensors", f"{Z}/vae/ae.safetensors", "vae")
+PROMPT = "a lighthouse on a cliff at sunset, crashing waves, photograph, sharp focus"
+
+
+def taesd(name: str) -> list[dict[str, str]]:
+    files = [f"{name}_{part}.safetensors" for part in ("encoder", "decoder")]
+    source = {"taesd": "taesd", "taesdxl": "taesdxl", "taef1": "taef1"}[name]
+    return [file(f, f"madebyollin/{source}/resolve/main/{f}", "vae_approx") for f in files]
+
+
+def note(text: str, height: int) -> Node:
+    return Node("note", "MarkdownNote", {"text": text}, title="Read me", height=height)
+
+
+def where(model: str, other: str) -> str:
+    """The end of every note: which files the template needs and where they go."""
+    return (
+        f"\n\n**CFM model**: `{model}` comes with FMBoost; there is nothing to download. Models of your own go into "
+        f"`models/latent_upscale_models`.\n\n{other}"
+    )
+
+
+def checkpoint(models: dict[str, str], family: str) -> str:
+    return (
+        f"**Checkpoint**: any {family} model in `models/checkpoints`, for example [{models['name']}]({models['url']})."
+    )
+
+
+def vae_note(name: str, family: str) -> str:
+    return (
+        f"**VAE**: `{name}_encoder.safetensors` and `{name}_decoder.safetensors` go into `models/vae_approx` "
+        f"([both]({HUB}/madebyollin/{name}/tree/main)). Any {family} VAE in `models/vae` serves as well."
+    )
+
+
+def cfm(model: str) -> Node:
+    return Node("model", "FMBoost_LoadCFMModel", {"model_name": model})
+
+
+def lift(samples: str = "sampler", key: str = "lift", **settings: Any) -> Node:
+    values = {"model": ("model", 0), "samples": (samples, 0), "steps": 4, "seed": 0, **settings}
+    return Node(key, "FMBoost_CFMLatentUpscale", values)
+
+
+def load_checkpoint(models: dict[str, str]) -> Node:
+    return Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": models["name"]}, models=[models])
+
+
+def prompts(clip: tuple[str, int]) -> list[Node]:
+    return [
+        Node("positive", "CLIPTextEncode", {"text": PROMPT, "clip": clip}, "Positive prompt"),
+        Node("negative", "CLIPTextEncode", {"text": "blurry, low quality, watermark", "clip": clip}, "Negative prompt"),
+    ]
+
+
+def empty(size: int, kind: str = "EmptyLatentImage") -> Node:
+    return Node("empty", kind, {"width": size, "height": size, "batch_size": 1})
+
+
+def sampler(model: tuple[str, int] = ("checkpoint", 0), **settings: Any) -> Node:
+    values = {"steps": 20, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", **settings}
+    wires = {"model": model, "positive": ("positive", 0), "negative": ("negative", 0), "latent_image": ("empty", 0)}
+    return Node("sampler", "KSampler", {**wires, "seed": 42, **values, "denoise": 1.0})
+
+
+def decode(prefix: str, vae: tuple[str, int], samples: str = "lift", tiled: bool = False) -> list[Node]:
+    values = {"samples": (samples, 0), "vae": vae}
+    return [
+        Node("decode", "VAEDecodeTiled" if tiled else "VAEDecode", values),
+        Node("save", "SaveImage", {"images": ("decode", 0), "filename_prefix": f"fmboost/{prefix}"}),
+    ]
+
+
+def photo(api: str, model: str, vae: str, text: str, tiled: bool = False) -> Template:
+    loader = Node("vae", "VAELoader", {"vae_name": vae}, models=taesd(vae))
+    values = {"pixels": ("photo", 0), "vae": ("vae", 0)}
+    encode = Node("encode", "VAEEncodeTiled" if tiled else "VAEEncode", values)
+    upscale = lift("encode", **({"tile_size": 128} if tiled else {}))
+    return Template(
+        api,
+        [
+            [("", [note(text, 330)]), ("1. Models", [loader, cfm(model)])],
+            [("2. Photo", [Node("photo", "LoadImage", {"image": "example.png"}), encode])],
+            [("3. Upscale the latents 2x", [upscale])],
+            [("4. Result", decode(api.removeprefix("fmboost_"), ("vae", 0), tiled=tiled))],
+        ],
+    )
+
+
+def sampled(text: str, model: str, size: int, third: Group, fourth: Group, *more: Node, base: Any = None) -> Columns:
+    """Text to image with a checkpoint; `more` are nodes between it and KSampler."""
+    loaders = [load_checkpoint(base or SD15_FILE), cfm(model)]
+    return [
+        [("", [note(text, 330)]), ("1. Models", loaders)],
+        [
+            ("2. Prompt and size", [*prompts(("checkpoint", 1)), empty(size)]),
+            *([("Model", list(more))] if more else []),
+        ],
+        third,
+        fourth,
+    ]
