@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,10 +18,12 @@ from ..fmboost_core.cascade import lifts, stage_seed
 from ..fmboost_core.memory import SMALLEST_TILE
 from ..fmboost_core.sampling import STEPS
 from ..fmboost_core.solver import Callback, evaluations
+from ..fmboost_core.vae.protocol import VAE
 from .host.latents import Latents, choose_space, latent_format
 from .host.memory import HALF, HostModel, within_memory
 from .host.preview import Progress
 from .host.schema import ADVANCED, LATENT_CATEGORY, CFMType, schema, seed_input
+from .host.vae import find_vae
 from .noise_augment import KEY, noise_behind
 
 log = logging.getLogger(__name__)
@@ -103,6 +106,14 @@ class CFMLatentUpscale(io.ComfyNode):
                         "result (64 is 512 pixels): memory then depends on the tile, and there are no seams."
                     ),
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip=(
+                        "Only for models that start from pixel-space upsampling (psu): the VAE of the latents. Left "
+                        "open, the TAESD in models/vae_approx is used."
+                    ),
+                ),
                 io.Latent.Input(
                     "source",
                     optional=True,
@@ -170,6 +181,7 @@ class CFMLatentUpscale(io.ComfyNode):
         scaling, device = latent_format(space.name), model.patcher.load_device
         low = scaling.process_in(low.to(device))
         source = None if options.source is None else scaling.process_in(_source(options, model, low).to(device))
+        make_vae = find_vae(model, options.vae, space)
         progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps))
         began, results, paths = time.perf_counter(), [], []
         # One by one, so that no image depends on its neighbours and memory not on their number.
@@ -181,6 +193,7 @@ class CFMLatentUpscale(io.ComfyNode):
                 lift = _Lift(
                     model,
                     replace(image, seed=stage_seed(image.seed, stage)),
+                    make_vae,
                     None if source is None else source[i : i + 1],
                     _keeping(path, report) if options.trajectory else report,
                 )
@@ -207,6 +220,7 @@ class _Options:
     solver: str = "euler"
     noise_step: int = -1
     tile_size: int = 0
+    vae: Any = None
     source: dict[str, Any] | None = None
     latent_space: str = "auto"
     scale: int = 0
@@ -223,17 +237,18 @@ class _Lift:
 
     model: HostModel
     sampling: Sampling
+    make_vae: Callable[[int], VAE | None]
     source: Tensor | None
     callback: Callback
 
     def __call__(self, low: Tensor, tile: int) -> Tensor:
         """Raises ValueError for a result that is not finite in float32 either."""
-        sampling = replace(self.sampling, tile=tile)
-        high = self.model.upscale(low, sampling, source=self.source, callback=self.callback)
+        sampling, vae = replace(self.sampling, tile=tile), self.make_vae(tile)
+        high = self.model.upscale(low, sampling, vae=vae, source=self.source, callback=self.callback)
         if not high.isfinite().all() and self.model.dtype in HALF:
             log.warning("CFM Latent Upscale: %s overflowed, repeating the run in float32", self.model.dtype)
             exact = self.model.in_float32()
-            high = exact.upscale(low, sampling, source=self.source, callback=self.callback)
+            high = exact.upscale(low, sampling, vae=vae, source=self.source, callback=self.callback)
         if not high.isfinite().all():
             raise ValueError(
                 f"the CFM model '{self.model.name}' gave values that are not finite for these latents: check that they "

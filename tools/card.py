@@ -1,16 +1,13 @@
-"""Write the card of a shipped model from its own settings, its evaluation and the manifest of its photos.
+"""Write the card of a shipped model from its own settings and its evaluation.
 
-    python tools/card.py fmboost_core/weights/NAME.safetensors --table runs/eval/table.md \
-        --manifest photos/manifest.csv --machine "two CPU cores" --text "What it is for." \
-        --command "fmboost evaluate NAME ..." > fmboost_core/weights/NAME.md
+    python tools/card.py fmboost_core/weights/NAME.safetensors --text "What it is for." --table runs/eval/table.md \
+        --command "fmboost evaluate NAME ..." --picture NAME.png > fmboost_core/weights/NAME.md
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 from fmboost_core import ModelConfig
@@ -27,47 +24,42 @@ def context(config: ModelConfig) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--text", required=True, help="what it is for, its best settings and its limits")
     parser.add_argument("--table", type=Path, required=True, help="table.md of fmboost evaluate")
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--machine", required=True, help="what it was trained on")
-    parser.add_argument("--text", required=True, help="what it is for, and its limits")
     parser.add_argument("--command", required=True, help="what printed the table")
+    parser.add_argument("--picture", help="file in docs/images with windows to look at")
+    parser.add_argument("--seen", default="", help="a sentence on what the picture shows")
     args = parser.parse_args()
     config, weights = read_model_file(args.model)
     net, flow = config.net, config.flow
-    with args.manifest.open(encoding="utf-8") as file:
-        photos = [row for row in csv.DictReader(file) if row["file"].startswith("train/")]
-    licences = Counter(row["licence"] for row in photos)
     parameters = sum(w.numel() for w in weights.values()) / 1e6
+    facts = "".join(f"| {k} | {v} |\n" for k, v in config.trained_on.items() if v not in ("", []))
+    look = (
+        f"\n![Windows of held-out pictures](../../docs/images/{args.picture})\n\n{args.seen}\n" if args.picture else ""
+    )
     print(f"""# {args.model.stem}
 
 {args.text}
+{look}
+## Figures
+
+Held-out photographs, decoded by the TAESD of the family; [docs/models.md](../../docs/models.md) explains the columns.
+Printed by `{args.command}`.
+
+{args.table.read_text(encoding="utf-8").strip()}
+
+## The file
 
 | | |
 |---|---|
 | file | `{args.model.name}`, {args.model.stat().st_size / 2**20:.1f} MiB, {parameters:.2f}M parameters |
 | SHA-256 | `{hashlib.sha256(args.model.read_bytes()).hexdigest()}` |
-| licence of the weights | {config.license} |
-| latents | {config.latent_space}, x{flow.scale} |
+| licence | {config.license}; the training pictures are listed in [docs/data.md](../../docs/data.md) |
+| latents | {config.latent_space}, {flow.scale}x |
 | context | {context(config)} |
 | flow | {flow.path} path, noise step {flow.noise_step}, sigma_min {flow.sigma_min} |
 | network | {net.model_channels} channels x {net.channel_mult}, {net.num_res_blocks} blocks a level |
-| trained on | {args.machine} |
-| recipe | {", ".join(f"{k} {v}" for k, v in config.trained_on.items() if v not in ("", []))} |
-| configuration | SHA-256 `{config.sha256}` |
-
-## Figures
-
-On held-out photographs, with the TAESD of the family, printed by `{args.command}`. Columns: README, section on models.
-
-{args.table.read_text(encoding="utf-8").strip()}
-
-## Data
-
-{len(photos)} photographs. Their licences, as stated where they were found:
-""")
-    for licence, count in licences.most_common():
-        print(f"- {count}: {licence}")
+{facts.rstrip()}""")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class HostModel(CFMModel):
         return super().make_context(low, vae)
 
     def integrate(self, x0: Tensor, context: Tensor, sampling: Any, callback: Any = None, **options: Any) -> Tensor:
+        # Only now: passes of a VAE come before and may have pushed these weights out.
         batch, _, height, width = x0.shape
         needed = self.bytes_needed(batch, height, width, sampling.tile)
         mm.load_models_gpu([self.patcher], memory_required=needed)
@@ -70,12 +71,6 @@ def load_model(name: str) -> HostModel:
         config, state = read_model_file(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): get the file again") from error
-    if config.flow.upsampling == "psu":
-        raise ValueError(
-            f"the CFM model '{name}' starts from pixel-space upsampling (psu), which needs a VAE inside the lift, and "
-            "the nodes take models that need none (learned, nearest or bilinear): choose one of those, or lift with "
-            "the command fmboost upscale and its option --vae"
-        )
     device = mm.get_torch_device()
     weights = mm.unet_dtype(
         device=device,

@@ -1,0 +1,75 @@
+"""A VAE of the host as the library wants it, for models that start from pixel-space upsampling."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import comfy.sd
+from torch import Tensor
+
+import nodes as comfy_nodes
+
+from ...fmboost_core import LatentSpace
+from ...fmboost_core.vae.protocol import VAE
+from .latents import latent_format
+from .memory import HostModel
+
+log = logging.getLogger(__name__)
+
+VAE_TILE = 64  # latent pixels; smaller ones see too little of their surroundings
+
+
+class HostVAE:
+    """(B, 3, H, W) images in [0, 1] to scaled latents and back.
+
+    With `tile` above 0 in tiles of that many latent pixels on a side, at least `VAE_TILE`; otherwise the host decides.
+    """
+
+    def __init__(self, vae: comfy.sd.VAE, space: LatentSpace, tile: int = 0) -> None:
+        pixels, channels = vae.spacial_compression_decode(), vae.latent_channels
+        if getattr(vae, "latent_dim", 2) != 2 or (channels, pixels) != (space.channels, space.pixels):
+            raise ValueError(
+                f"the VAE has latents of {channels} channels and {pixels} pixels a side, the CFM model works on "
+                f"{space.name} latents of {space.channels} and {space.pixels}: connect the VAE these latents come from"
+            )
+        self.vae, self.format, self.pixels = vae, latent_format(space.name), space.pixels
+        self.tile = max(tile, VAE_TILE) if tile else 0
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raw = self.format.process_out(latents)
+        if self.tile and max(raw.shape[2:]) > self.tile:
+            images = self.vae.decode_tiled(raw, tile_x=self.tile, tile_y=self.tile, overlap=self.tile // 4)
+        else:
+            images = self.vae.decode(raw)
+        return images.movedim(-1, 1).to(latents)  # the host leaves them on a device of its own choice
+
+    def encode(self, images: Tensor) -> Tensor:
+        images, tile = images.movedim(1, -1), self.tile * self.pixels
+        if tile and max(images.shape[1:3]) > tile:
+            raw = self.vae.encode_tiled(images, tile_x=tile, tile_y=tile, overlap=tile // 4)
+        else:
+            raw = self.vae.encode(images)
+        return self.format.process_in(raw)
+
+
+def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> Callable[[int], VAE | None]:
+    """The autoencoder for pixel-space upsampling, by tile size; none for models that need none.
+
+    It is the one connected, otherwise the TAESD of the family in the host's folders. Raises ValueError where a model
+    needs one and there is none.
+    """
+    if model.config.flow.upsampling != "psu":
+        return lambda tile: None
+    if vae is None:
+        loader = comfy_nodes.VAELoader
+        if space.taesd not in loader.vae_list(loader):
+            raise ValueError(
+                f"the CFM model '{model.name}' starts from pixel-space upsampling and has no autoencoder: connect the "
+                f"VAE of your checkpoint to the vae input, or put {space.taesd}_encoder and {space.taesd}_decoder into "
+                "models/vae_approx"
+            )
+        log.info("CFM Latent Upscale: no VAE connected, using %s from models/vae_approx", space.taesd)
+        vae = loader().load_vae(space.taesd)[0]
+    return partial(HostVAE, vae, space)
