@@ -4,12 +4,14 @@
 
 The rows, each with its ratio to the full autoencoder's decode of the result:
 
-- the lift of the shipped model of `--family`, and its network alone, in `--steps` Euler steps;
+- the lift of the shipped model of `--family` in `--steps` Euler steps, with a tiny VAE and with the full one where it
+  needs one, and its network alone;
 - decode and encode by the full autoencoder of Stable Diffusion (84M parameters; random weights, which cost the same);
 - 20 evaluations of a U-Net in the shape of Stable Diffusion 1.5 at the size of the result, a second sampling pass;
 - decoding the small latent, enlarging with RRDBNet (Real-ESRGAN x4plus, 16.7M) and encoding: what people use today;
 - with `--authors CLONE`, a clone of CompVis/fm-boosting: its 306M network against ours with the same weights;
-- what the machine gives: its best matrix product and convolution, and the share of that which the network reaches.
+- what the machine gives: its best matrix product and convolution, and the share of that which the network reaches;
+- with `--profile`, nothing of the above, but where the time of one evaluation goes.
 
 Prints Markdown: medians of `--repeats` runs, with the spread, and ratios run by run.
 """
@@ -18,22 +20,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from measure import Clock, flops, peak, shares, spread
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fmboost_core import NetConfig, Sampling, load_model, shipped_models
 from fmboost_core.unet import UNet
+from fmboost_core.vae.autoencoder import Autoencoder
+from fmboost_core.vae.kl import _Decoder as FullDecoder
+from fmboost_core.vae.kl import _Encoder as FullEncoder
+from fmboost_core.vae.tiny import tiny_decoder, tiny_encoder
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -67,32 +70,6 @@ def rrdbnet() -> nn.Module:
     return nn.Sequential(ends[0], *trunk, nn.Conv2d(64, 64, 3, padding=1), *enlarge, ends[1], ends[2])
 
 
-class Clock:
-    """Runs everything in turn, `repeats` times over, so that ratios compare neighbours in time."""
-
-    def __init__(self, device: str, repeats: int) -> None:
-        self.device, self.repeats = device, repeats
-        self.runs: dict[str, Callable[[], Any]] = {}
-
-    def add(self, name: str, run: Callable[[], Any]) -> None:
-        self.runs[name] = run
-
-    def measure(self) -> dict[str, list[float]]:
-        times: dict[str, list[float]] = {name: [] for name in self.runs}
-        for turn in range(self.repeats + 1):
-            for name, run in self.runs.items():
-                began = self._now()
-                run()
-                if turn:  # the first is to warm up
-                    times[name].append(self._now() - began)
-        return times
-
-    def _now(self) -> float:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
 def authors_pair(clone: Path, device: str) -> tuple[nn.Module, UNet]:
     """The authors' 306M network and ours, with the same random weights."""
     sys.path.insert(0, str(clone))
@@ -115,24 +92,6 @@ def authors_pair(clone: Path, device: str) -> tuple[nn.Module, UNet]:
     return theirs.to(device).eval(), ours.to(device).eval()
 
 
-def peak(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a large matrix product and of a large convolution."""
-    a = torch.randn(2048, 2048, device=device, dtype=dtype)
-    x = torch.randn(4, 128, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    conv = nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    clock = Clock(device, 10)
-    clock.add("matmul", lambda: a @ a)
-    clock.add("conv", lambda: conv(x))
-    work = {"matmul": 2 * 2048**3, "conv": 2 * 4 * 128 * 128 * 9 * 64 * 64}
-    return {name: work[name] / min(times) / 1e9 for name, times in clock.measure().items()}
-
-
-def flops(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,6 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="only the shares of kinds of operators in an evaluation")
     parser.add_argument("--authors", type=Path, help="a clone of CompVis/fm-boosting")
     args = parser.parse_args()
     name = f"fmboost-{args.family}-x2"
@@ -151,19 +111,26 @@ def main() -> None:
     model = load_model(name, device=device, dtype=dtype)
     channels, side = model.space.channels, args.side // 8
     on = {"device": device, "dtype": dtype}
-    vae = AutoencoderKL(**VAE, latent_channels=channels).to(**on).eval()
-    diffusion = UNet2DConditionModel(**SD15).to(**on).eval()
-    enlarger = rrdbnet().to(**on).eval()
     low = torch.randn(1, channels, side // 2, side // 2, device=device)
     high = torch.randn(1, channels, side, side, **on)
-    words, noise = torch.randn(1, 77, 768, **on), torch.randn(1, 4, side, side, **on)
-    small = torch.rand(1, 3, args.side // 2, args.side // 2, **on)
-    picture = torch.rand(1, 3, args.side, args.side, **on)
     context = torch.randn(1, model.config.context_channels, side, side, **on)
     times = torch.zeros(1, device=device)
 
     def evaluation() -> Tensor:
         return model.net(high, times, context)
+
+    where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{name}, {args.side} px, {args.dtype}, {where}\n")
+    if args.profile:
+        print("| of an evaluation | |\n|---|--:|")
+        print("\n".join(f"| {kind} | {share:.1%} |" for kind, share in shares(evaluation, device).items()))
+        return
+    vae = AutoencoderKL(**VAE, latent_channels=channels).to(**on).eval()
+    diffusion = UNet2DConditionModel(**SD15).to(**on).eval()
+    enlarger = rrdbnet().to(**on).eval()
+    words, noise = torch.randn(1, 77, 768, **on), torch.randn(1, 4, side, side, **on)
+    small = torch.rand(1, 3, args.side // 2, args.side // 2, **on)
+    picture = torch.rand(1, 3, args.side, args.side, **on)
 
     def today() -> Tensor:
         vae.decode(low.to(dtype))
@@ -178,14 +145,17 @@ def main() -> None:
     clock = Clock(device, args.repeats)
     clock.add(decode, lambda: vae.decode(high))
     clock.add(f"network alone, {args.steps} evaluations", lambda: [evaluation() for _ in range(args.steps)])
-    clock.add(f"lift, {args.steps} steps", partial(model.upscale, low, Sampling(steps=args.steps)))
+    vaes: dict[str, Autoencoder | None] = {"": None}
+    if model.config.flow.upsampling == "psu":
+        tiny = Autoencoder(model.space, tiny_encoder(channels), tiny_decoder(channels)).ready(device, dtype)
+        full = Autoencoder(model.space, FullEncoder(vae, model.space), FullDecoder(vae, model.space), tile=128)
+        vaes = {", its VAE a tiny one": tiny, ", its VAE the full one": full}
+    for said, its in vaes.items():
+        clock.add(f"lift, {args.steps} steps{said}", partial(model.upscale, low, Sampling(steps=args.steps), vae=its))
     clock.add("encode of the result, full VAE", lambda: vae.encode(picture))
     clock.add("decode, RRDBNet, encode", today)
     clock.add(f"second sampling pass, {SAMPLING_STEPS} steps", sampling)
     measured = clock.measure()
-    print(
-        f"{name}, {args.side} px, {args.dtype}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
-    )
     print("| | s | of the decode |\n|---|--:|--:|")
     for row, seconds in measured.items():
         ratios = [s / d for s, d in zip(seconds, measured[decode], strict=True)]
@@ -206,15 +176,12 @@ def main() -> None:
         ratios = [a / o for a, o in zip(pair["authors"], pair["ours"], strict=True)]
         print(f"\nThe authors' network in float32 over ours in {args.dtype}, 306M at 64x64: {spread(ratios)}")
     best = peak(device, dtype)
-    reached = flops(evaluation) * args.steps / median(measured[f"network alone, {args.steps} evaluations"]) / 1e9
+    alone = median(measured[f"network alone, {args.steps} evaluations"])
+    reached = flops(evaluation) * args.steps / alone / 1e9
     print(
-        f"\nThe machine gives {best['matmul']:.0f} GFLOP/s in a matrix product and {best['conv']:.0f} in a convolution; "
+        f"\nThe machine gives {best['matmul']:.0f} GFLOP/s in a matrix product, {best['conv']:.0f} in a convolution; "
         f"the network reaches {reached:.0f}, {reached / max(best.values()):.0%} of the better."
     )
-
-
-def spread(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ..fmboost_core.memory import SMALLEST_TILE
 from ..fmboost_core.sampling import STEPS
 from ..fmboost_core.solver import Callback, evaluations
 from ..fmboost_core.vae.protocol import VAE
+from .host.files import TROUBLE
 from .host.latents import Latents, choose_space, latent_format
 from .host.memory import HALF, HostModel, within_memory
 from .host.preview import Progress
@@ -182,18 +183,20 @@ class CFMLatentUpscale(io.ComfyNode):
         low = scaling.process_in(low.to(device))
         source = None if options.source is None else scaling.process_in(_source(options, model, low).to(device))
         make_vae = find_vae(model, options.vae, space)
-        progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps))
+        passes = 2 if model.config.flow.upsampling == "psu" else 0
+        progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps), passes)
         began, results, paths = time.perf_counter(), [], []
         # One by one, so that no image depends on its neighbours and memory not on their number.
         for i, index in enumerate(latents.batch_index):
             high, path = low[i : i + 1], []
             image = replace(sampling, batch_index=(index,))
             for stage in range(count):
-                report = partial(progress.update, i * count + stage)
+                number = i * count + stage
+                report = partial(progress.update, number)
                 lift = _Lift(
                     model,
                     replace(image, seed=stage_seed(image.seed, stage)),
-                    make_vae,
+                    partial(make_vae, passed=partial(progress.passed, number)),
                     None if source is None else source[i : i + 1],
                     _keeping(path, report) if options.trajectory else report,
                 )
@@ -252,7 +255,8 @@ class _Lift:
         if not high.isfinite().all():
             raise ValueError(
                 f"the CFM model '{self.model.name}' gave values that are not finite for these latents: check that they "
-                f"are of the {self.model.space.name} family and not already broken, or use another model file"
+                f"are of the {self.model.space.name} family and not already broken, or use another model file "
+                f"({TROUBLE})"
             )
         return high
 

@@ -138,7 +138,7 @@ def pickle_cases(rng: random.Random) -> Iterator[Case]:
 
     while True:
         yield "a payload", checkpoint(pickle.dumps({"state_dict": Payload()}, protocol=rng.randint(0, 5)))
-        depth = rng.choice([150, 3000, 200_000])
+        depth = rng.choice([150, 3000, 35_000, 200_000])
         yield "deep lists", checkpoint(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
         yield "deep tuples", checkpoint(b"\x80\x02)" + b"\x85" * depth + b".")
         yield "deep calls", checkpoint(b"\x80\x02cos\nsystem\n" + b")R" * depth + b".")

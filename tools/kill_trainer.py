@@ -1,11 +1,11 @@
 """Kill the trainer at random moments, and check that it always resumes and ends in the same weights.
 
-    python tools/kill_trainer.py --kills 100 [--disk 3]
+    python tools/kill_trainer.py --kills 100 [--disk 12]
 
-A small run saves its state after every step, so most kills hit a save. After each kill the run must resume from a state
-that is not older than the newest seen whole before; when all kills are done it must finish with exactly the weights of a
-run that was never killed. With `--disk` (as root on Linux) everything lies on a file system of that many MB, so that
-saves also fail for want of room; the trainer then has to say so in one sentence, and to resume once there is room.
+A small run saves its state after every step, so most kills hit a save. After each kill the newest whole state must be
+at least as new as the one before; after the last the run must resume, and end in exactly the weights of one that was
+never killed. With `--disk` (as root on Linux) the run lies on a file system of that many MB which is filled anew before
+every start, so that saves also fail for want of room: the trainer then has to say so in one sentence.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import contextlib
 import io
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+import torch._dynamo  # the first step of an optimizer imports it: here once instead of in every child
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -36,7 +39,9 @@ from fmboost_core.train.run import train
 from fmboost_core.train.settings import RunSettings, read_settings
 from fmboost_core.vae.files import shipped_vae
 
-STEPS = 400
+ENDLESS = 10**6  # steps
+FULL = "said that there was no room"
+ALLOWED = {"killed in a save of the state", "killed in a save of the model", "killed elsewhere", FULL}
 CONFIG = f"""
 name = "tiny"
 [data]
@@ -58,11 +63,11 @@ width = 16
 depth = 1
 features = 4
 [train]
-steps = {STEPS}
+steps = 5
 batch = 1
 crop = 16
 precision = "no"
-log_every = 1000
+log_every = 1
 save_every = 1
 """
 
@@ -75,36 +80,51 @@ def prepare(folder: Path) -> RunSettings:
     return read_settings(folder / "tiny.toml")
 
 
-def run_child(settings: RunSettings, out: Path, resume: bool, seconds: float | None) -> str:
-    """Train in a child process and kill it after `seconds`; ``done``, ``killed``, or what the trainer said."""
+def run_child(settings: RunSettings, out: Path, steps: int, seconds: float = 0) -> str:
+    """Train to `steps` in a child process that is killed after `seconds` of processor time, if these are above 0.
+
+    Returns ``done``, ``killed``, or what the trainer said.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process without a last word
         status = 1
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                train(settings, out, resume=resume)
+                run = replace(settings, train=replace(settings.train, steps=steps))
+                train(run, out, resume=newest(out) > 0)
             status = 0
-        except (ValueError, OSError) as error:
-            os.write(writer, f"{type(error).__name__}: {error}"[:2000].encode())
+        except BaseException as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            os.write(writer, f"{kind}{error}"[:2000].encode())
         finally:
             os._exit(status)
     os.close(writer)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     with os.fdopen(reader, "rb") as file:
         said = file.read().decode()
-    if os.WIFSIGNALED(status):
-        return "killed"
-    return said or ("done" if os.WEXITSTATUS(status) == 0 else "failed without a word")
+    return "killed" if os.WIFSIGNALED(status) else said or "done"
 
 
 def newest(out: Path) -> int:
     """The step of the newest state that is whole, 0 for none."""
     return max((int(p.parent.name[5:]) for p in (out / "state").glob("step-*/progress.json")), default=0)
+
+
+def place_of_kill(out: Path) -> str:
+    """Where a process was, by what it left."""
+    states = list((out / "state").glob("*"))
+    if len(states) > 1 or any(p.name == "partial" for p in states):
+        return "killed in a save of the state"  # as it was written, or the one before removed
+    return "killed in a save of the model" if any(out.glob(".*.part")) else "killed elsewhere"
+
+
+def seconds_used() -> float:
+    """Processor time of all children so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager
@@ -121,6 +141,37 @@ def small_disk(megabytes: int | None, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
+def kill(settings: RunSettings, out: Path, kills: int, rng: random.Random, disk: bool) -> Counter[str]:
+    """What `kills` runs in `out` came to, of which `ALLOWED` are as they should be."""
+    warm_up = out.with_name("warm-up")
+    began = seconds_used()
+    assert run_child(settings, warm_up, 5) == "done"
+    five = seconds_used() - began
+    assert run_child(settings, warm_up, 5) == "done"
+    start = seconds_used() - began - five  # of resuming, with nothing to do and one save
+    step_time = max(five - start, 0.1 * five) / 5
+    shutil.rmtree(warm_up)
+    outcomes, step = Counter[str](), 0
+    for _ in range(kills):
+        ballast = out.with_name("ballast")
+        if disk:  # room for the states there are, and a part of the next
+            system = os.statvfs(out.parent)
+            ballast.write_bytes(bytes(int(system.f_bavail * system.f_frsize * rng.random())))
+        seconds = start * rng.uniform(0.2, 1) if rng.random() < 0.1 else start + step_time * rng.uniform(0, 8)
+        said = run_child(settings, out, ENDLESS, seconds)
+        ballast.unlink(missing_ok=True)
+        now = newest(out)
+        if now < step:
+            said = f"lost: step {step} was saved, {now} is left"
+        elif said == "killed":
+            said = place_of_kill(out)
+        elif "\n" not in said and "make room" in said:
+            said = FULL
+        outcomes[said] += 1
+        step = now
+    return outcomes
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -128,33 +179,29 @@ def main() -> int:
     parser.add_argument("--disk", type=int, help="MB of a file system for the run, which is nearly full")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rng, outcomes = random.Random(args.seed), Counter()
     with tempfile.TemporaryDirectory() as folder:
         settings = prepare(Path(folder))
-        reference = Path(folder) / "reference"
-        assert run_child(settings, reference, False, None) == "done"
         with small_disk(args.disk, Path(folder)) as place:
-            out, ballast, step = place / "run", place / "ballast", 0
-            for _ in range(args.kills):
-                if args.disk is not None:  # room for the state there is, and a part of the next
-                    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
-                    ballast.write_bytes(bytes(int(free * rng.random())))
-                said = run_child(settings, out, step > 0, rng.uniform(0.02, 1.5))
-                ballast.unlink(missing_ok=True)
-                now = newest(out)
-                if now < step:
-                    said = f"lost: step {step} was saved, {now} is left"
-                elif "could not be written" in said or "No space" in said:
-                    said = "said that the disk is full"
-                outcomes[said] += 1
-                step = now
-            last = run_child(settings, out, step > 0, None)
-            ours, theirs = (load_file(run / "tiny.safetensors") for run in (out, reference))
-            same = last == "done" and all(torch.equal(ours[k], theirs[k]) for k in theirs)
+            out = place / "run"
+            outcomes = kill(settings, out, args.kills, random.Random(args.seed), args.disk is not None)
+            step = newest(out)
+            last = run_child(settings, out, step + 1)
+            reference = Path(folder) / "reference"
+            assert run_child(settings, reference, step + 1) == "done"
+            same = last == "done" and all(
+                torch.equal(ours[key], value)
+                for name in ("tiny.safetensors", f"state/step-{step + 1}/model.safetensors")
+                for ours, theirs in [[load_file(run / name) for run in (out, reference)]]
+                for key, value in theirs.items()
+            )
+            first, second = (
+                [row.split(",")[0] for row in (run / "log.csv").read_text().splitlines()] for run in (out, reference)
+            )
     for said, count in outcomes.most_common():
         print(f"{count:4d} {said}")
-    print(f"then resumed from step {step} of {STEPS}: {last}; weights equal to those never interrupted: {same}")
-    return int(not same or bool(set(outcomes) - {"killed", "done", "said that the disk is full"}))
+    print(f"then it went on from step {step}: {last}")
+    print(f"weights are those of a run never killed: {same}; its log has the same steps: {first == second}")
+    return int(not same or first != second or bool(set(outcomes) - ALLOWED))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The README's picture and a thumbnail for every workflow without one, from the demo's latents.
+"""The pictures of the documentation: rows of an evaluation's sheet, and 512 to 2048 px (paper Fig. 17).
 
-python tools/pictures.py --vae taesd
-
-With --photos, only 512 to 2048 px (paper Fig. 17) of those: two lifts by x2, and one by x4.
+python tools/pictures.py rows results/chosen.png 0 3 7 docs/images/models.jpg
+python tools/pictures.py large photos/val/0180.jpg photos/val/0036.jpg --vae taesd
 """
 
 from __future__ import annotations
@@ -15,50 +14,41 @@ from PIL import Image
 from torch import Tensor
 
 from fmboost_core import cascade, load_model, load_vae
-from fmboost_core.context import interpolate
-from fmboost_core.demo import SPACE, read_examples
-from fmboost_core.evaluate.sheet import WINDOW, ZOOM, Strip, page
-from fmboost_core.images.files import load_photo, save_photo
+from fmboost_core.evaluate.sheet import GAP, LABEL, WINDOW, ZOOM, Strip, page
+from fmboost_core.images.files import load_photo
 from fmboost_core.images.resize import centre_square, enlarge, resize
 
-ROOT = Path(__file__).parents[1]
-CROP = (128, 128, 384, 384)  # px of 512
-THUMBNAIL = (400, 250)
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+SPACE = "sd15"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, nargs="+")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder with docs/ and workflows/ (default: this one)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("rows")
+    command.add_argument("sheet", type=Path, help="a page that fmboost evaluate --out wrote")
+    command.add_argument("numbers", type=int, nargs="+", help="its rows to keep, from 0")
+    command.add_argument("out", type=Path)
+    command = commands.add_parser("large")
+    command.add_argument("photos", type=Path, nargs="+")
+    command.add_argument("--vae", type=Path, required=True)
     args = parser.parse_args()
-    with torch.inference_mode():
-        if args.photos:
-            large(args.photos, args.vae, args.root / "docs" / "images")
-        else:
-            small(args.vae, args.root)
+    if args.command == "rows":
+        rows(args.sheet, args.numbers, args.out)
+    else:
+        with torch.inference_mode():
+            large(args.photos, args.vae, IMAGES)
 
 
-def small(vae_path: Path, root: Path) -> None:
-    """``models.jpg``: the small latent, nearest, the lift and the truth of every example; and the thumbnails."""
-    model, vae = load_model(f"fmboost-{SPACE}-x2"), load_vae(vae_path, space=SPACE)
-    left, top, right, bottom = CROP
-    strips, pairs = [], []
-    for i, example in enumerate(read_examples()):
-        lifted = model.upscale(example["low"], batch_index=(i,), vae=vae)
-        low = interpolate(vae.decode(example["low"]), 2, "nearest")
-        nearest = vae.decode(interpolate(example["low"], 2, "nearest"))
-        ours, truth = vae.decode(lifted), vae.decode(example["high"])
-        strips.append(torch.cat([x[:, :, top:bottom, left:right] for x in (low, nearest, ours, truth)], dim=3))
-        pairs.append(torch.cat([low[..., :256], ours[..., 256:]], dim=3))
-    save_photo(torch.cat(strips, dim=2), root / "docs" / "images" / "models.jpg")
-    for i, workflow in enumerate(sorted((root / "workflows").glob("*.json"))):
-        thumbnail = workflow.with_suffix(".jpg")
-        if not thumbnail.exists():
-            save_photo(pairs[i % len(pairs)], thumbnail)
-            with Image.open(thumbnail) as picture:
-                wide = picture.crop((0, 96, 512, 416)).resize(THUMBNAIL, Image.Resampling.LANCZOS)
-            wide.save(thumbnail, quality=90)
+def rows(sheet: Path, numbers: list[int], out: Path) -> None:
+    """Cut the rows `numbers` out of a page of the sheet, and write them below each other."""
+    height = WINDOW * ZOOM + LABEL + GAP
+    with Image.open(sheet) as whole:
+        canvas = Image.new("RGB", (whole.width, height * len(numbers) + GAP), "white")
+        for i, number in enumerate(numbers):
+            top = GAP + number * height
+            canvas.paste(whole.crop((0, top, whole.width, top + height)), (0, GAP + i * height))
+    canvas.save(out, quality=88)
 
 
 def large(photos: list[Path], vae_path: Path, images: Path) -> None:

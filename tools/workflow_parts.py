@@ -28,7 +28,7 @@ SIZES = {  # heights, as the frontend draws them
     "VAEDecodeTiled": 150,
     "SaveImage": 330,
     "FMBoost_LoadCFMModel": 58,
-    "FMBoost_CFMLatentUpscale": 314,
+    "FMBoost_CFMLatentUpscale": 296,
     "FMBoost_NoiseAugment": 134,
     "FMBoost_AttentionScaling": 58,
 }
@@ -36,7 +36,7 @@ SIZES = {  # heights, as the frontend draws them
 
 @dataclass(frozen=True)
 class Node:
-    """`values` are widget values, or for a link a pair of the other node's key and its output slot."""
+    """`values` are widget values, or for a link the other node's key and its output slot; `OPEN` is no link."""
 
     key: str
     kind: str
@@ -98,6 +98,7 @@ Z_MODEL = file(
 )
 Z_TEXT = file("qwen_3_4b.safetensors", f"{Z}/text_encoders/qwen_3_4b.safetensors", "text_encoders")
 Z_VAE = file("ae.safetensors", f"{Z}/vae/ae.safetensors", "vae")
+OPEN = ("", 0)  # an input of a block: what is connected to it comes from outside
 PROMPT = "a lighthouse on a cliff at sunset, crashing waves, photograph, sharp focus"
 
 
@@ -136,8 +137,8 @@ def cfm(model: str) -> Node:
     return Node("model", "FMBoost_LoadCFMModel", {"model_name": model})
 
 
-def lift(samples: str = "sampler", key: str = "lift", **settings: Any) -> Node:
-    values = {"model": ("model", 0), "samples": (samples, 0), "steps": 4, "seed": 0, **settings}
+def lift(vae: tuple[str, int], samples: str = "sampler", key: str = "lift", **settings: Any) -> Node:
+    values = {"model": ("model", 0), "samples": (samples, 0), "vae": vae, "steps": 4, "seed": 0, **settings}
     return Node(key, "FMBoost_CFMLatentUpscale", values)
 
 
@@ -162,11 +163,11 @@ def sampler(model: tuple[str, int] = ("checkpoint", 0), **settings: Any) -> Node
     return Node("sampler", "KSampler", {**wires, "seed": 42, **values, "denoise": 1.0})
 
 
-def decode(prefix: str, vae: tuple[str, int], samples: str = "lift", tiled: bool = False) -> list[Node]:
-    values = {"samples": (samples, 0), "vae": vae}
+def decode(prefix: str, vae: tuple[str, int], *, tiled: bool = False, height: int = 0) -> list[Node]:
+    values = {"samples": ("lift", 0), "vae": vae}
     return [
         Node("decode", "VAEDecodeTiled" if tiled else "VAEDecode", values),
-        Node("save", "SaveImage", {"images": ("decode", 0), "filename_prefix": f"fmboost/{prefix}"}),
+        Node("save", "SaveImage", {"images": ("decode", 0), "filename_prefix": f"fmboost/{prefix}"}, height=height),
     ]
 
 
@@ -174,7 +175,7 @@ def photo(api: str, model: str, vae: str, text: str, tiled: bool = False) -> Tem
     loader = Node("vae", "VAELoader", {"vae_name": vae}, models=taesd(vae))
     values = {"pixels": ("photo", 0), "vae": ("vae", 0)}
     encode = Node("encode", "VAEEncodeTiled" if tiled else "VAEEncode", values)
-    upscale = lift("encode", **({"tile_size": 128} if tiled else {}))
+    upscale = lift(("vae", 0), "encode", **({"tile_size": 128} if tiled else {}))
     return Template(
         api,
         [

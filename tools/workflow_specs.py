@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .workflow_parts import (
     LCM_FILE,
+    OPEN,
     PROMPT,
     SD15_FILE,
     SDXL_FILE,
@@ -61,7 +62,7 @@ TEMPLATES = {
             "**CFM Latent Upscale** makes 1024 pixels of its latents in 4 steps." + SD15,
             "fmboost-sd15-x2",
             512,
-            [("3. Sample at 512", [sampler()]), ("4. Upscale the latents 2x", [lift()])],
+            [("3. Sample at 512", [sampler()]), ("4. Upscale the latents 2x", [lift(VAE)])],
             [("5. Result", decode("txt2img_1024", VAE))],
         ),
     ),
@@ -73,7 +74,7 @@ TEMPLATES = {
             + where("fmboost-sdxl-x2", checkpoint(SDXL_FILE, "SDXL")),
             "fmboost-sdxl-x2",
             1024,
-            [("3. Sample at 1024", [sampler(steps=25, cfg=6.0)]), ("4. Upscale the latents 2x", [lift()])],
+            [("3. Sample at 1024", [sampler(steps=25, cfg=6.0)]), ("4. Upscale the latents 2x", [lift(VAE)])],
             [("5. Result", decode("sdxl_2048", VAE))],
             base=SDXL_FILE,
         ),
@@ -124,7 +125,7 @@ TEMPLATES = {
                     "3. Sample at 1024",
                     [sampler(("shift", 0), steps=8, cfg=1.0, sampler_name="res_multistep", scheduler="simple")],
                 ),
-                ("4. Upscale the latents 2x", [lift()]),
+                ("4. Upscale the latents 2x", [lift(("vae", 0))]),
             ],
             [("5. Result", decode("zimage_2048", ("vae", 0)))],
         ],
@@ -142,7 +143,7 @@ TEMPLATES = {
                     "3. Sample at 512",
                     [sampler(("lcm", 0), steps=4, cfg=1.5, sampler_name="lcm", scheduler="sgm_uniform")],
                 ),
-                ("4. Upscale the latents 2x", [lift()]),
+                ("4. Upscale the latents 2x", [lift(VAE)]),
             ],
             [("5. Result", decode("lcm_1024", VAE))],
             Node(
@@ -175,7 +176,10 @@ TEMPLATES = {
                     ],
                 ),
             ],
-            [("5. Upscale the latents 2x", [lift("noise")]), ("6. Result", decode("noise_augment", VAE))],
+            [
+                ("5. Upscale the latents 2x", [lift(VAE, "noise")]),
+                ("6. Result", decode("noise_augment", VAE, height=200)),
+            ],
         ),
     ),
     "Hires fix 4x in two lifts - SD1.5 512 to 2048": Template(
@@ -185,10 +189,10 @@ TEMPLATES = {
             "in tiles and so does the VAE, so memory stays that of a 1024 pixel image." + SD15,
             "fmboost-sd15-x2",
             512,
-            [("3. Sample at 512", [sampler()]), ("4. Upscale the latents 2x", [lift(key="first")])],
+            [("3. Sample at 512", [sampler()]), ("4. Upscale the latents 2x", [lift(VAE, key="first")])],
             [
-                ("5. Upscale them 2x again, in tiles", [lift("first", tile_size=128)]),
-                ("6. Result", decode("txt2img_2048", VAE, tiled=True)),
+                ("5. Upscale them 2x again, in tiles", [lift(VAE, "first", tile_size=128)]),
+                ("6. Result", decode("txt2img_2048", VAE, tiled=True, height=110)),
             ],
         ),
     ),
@@ -200,7 +204,7 @@ TEMPLATES = {
             + where("fmboost-sd15-x4", checkpoint(SD15_FILE, "SD 1.5")),
             "fmboost-sd15-x4",
             256,
-            [("3. Sample at 256", [sampler(("scaled", 0))]), ("4. Upscale the latents 4x", [lift()])],
+            [("3. Sample at 256", [sampler(("scaled", 0))]), ("4. Upscale the latents 4x", [lift(VAE)])],
             [("5. Result", decode("txt2img_256_1024", VAE))],
             Node("scaled", "FMBoost_AttentionScaling", {"model": ("checkpoint", 0), "training_size": 512}),
         ),
@@ -211,9 +215,10 @@ TEMPLATES = {
 def latent_block(family: str, model: str) -> Block:
     return Block(
         f"Upscale Latent 2x (FMBoost {family})",
-        f"Doubles the size of {LATENTS[family]} latents by Coupling Flow Matching. The result is final: decode it.",
-        [cfm(model), lift("")],
-        [("samples", "LATENT", [("lift", "samples")])],
+        f"Doubles the size of {LATENTS[family]} latents by Coupling Flow Matching. Connect the VAE of the checkpoint. "
+        "The result is final: decode it.",
+        [cfm(model), lift(OPEN, "")],
+        [("samples", "LATENT", [("lift", "samples")]), ("vae", "VAE", [("lift", "vae")])],
         [("samples", "LATENT", [("lift", "samples")])],
     )
 
@@ -226,10 +231,13 @@ def image_block(family: str, model: str) -> Block:
         [
             cfm(model),
             Node("encode", "VAEEncode"),
-            lift("encode"),
+            lift(OPEN, "encode"),
             Node("decode", "VAEDecode", {"samples": ("lift", 0)}),
         ],
-        [("image", "IMAGE", [("encode", "pixels")]), ("vae", "VAE", [("encode", "vae"), ("decode", "vae")])],
+        [
+            ("image", "IMAGE", [("encode", "pixels")]),
+            ("vae", "VAE", [("encode", "vae"), ("lift", "vae"), ("decode", "vae")]),
+        ],
         [("image", "IMAGE", [("decode", "IMAGE")])],
     )
 

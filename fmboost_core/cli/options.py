@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from ..solver import SOLVERS
 if TYPE_CHECKING:
     from ..latent_spaces import LatentSpace
     from ..vae.autoencoder import Autoencoder
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "fmboost-sd15-x2"
 
@@ -39,12 +42,20 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 def vae_of(space: LatentSpace, args: argparse.Namespace) -> Autoencoder:
     """The autoencoder of --vae, or the one that ships. Raises ValueError where there is neither."""
+    from ..vae.family import mistaken_for
     from ..vae.files import load_vae, shipped_vae
 
     path = args.vae or shipped_vae(space.name)
     if path is None:
         raise ValueError(f"no autoencoder for {space.name} latents ships: give a TAESD file or folder as --vae")
-    return load_vae(path, space=space.name, device=args.device)
+    vae = load_vae(path, space=space.name, device=args.device)
+    if args.vae and (other := mistaken_for(vae, space)) is not None:
+        log.warning(
+            "%s makes latents with the colours of %s and is used for %s: if the result has wrong colours, give an "
+            "autoencoder of %s as --vae",
+            *(path, other.name, space.name, space.name),
+        )
+    return vae
 
 
 def device(text: str) -> str:

@@ -79,14 +79,13 @@ def _jobs(pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:
         check_picture(out)
         return [(found[0][0], out)]
     out.mkdir(parents=True, exist_ok=True)
-    jobs = []
+    jobs: dict[Path, Path] = {}  # the source of every target
     for source, below in found:
-        kept = below if below.suffix.lower() in LARGEST else below.with_suffix(".png")
-        jobs.append((source, out / kept))
-    doubled = {str(t) for _, t in jobs if [x for _, x in jobs].count(t) > 1}
-    if doubled:
-        raise ValueError(f"two pictures would be written to {sorted(doubled)[0]}: rename one, or lift them apart")
-    return jobs
+        target = out / (below if below.suffix.lower() in LARGEST else below.with_suffix(".png"))
+        if target in jobs:
+            raise ValueError(f"two pictures would be written to {target}: rename one, or lift them apart")
+        jobs[target] = source
+    return [(source, target) for target, source in jobs.items()]
 
 
 def _upscale(source: Path, target: Path, model: CFMModel, vae: Autoencoder, sampling: Sampling, scale: float) -> str:
@@ -105,14 +104,16 @@ def _upscale(source: Path, target: Path, model: CFMModel, vae: Autoencoder, samp
     check_picture(target, (size[0], size[1]))
     models = [model] * lifts(model.scale, scale)
     made = model.scale ** len(models)
-    evaluations = 0
+    evaluations, whole = 0, vae.tile
 
     def count(*_: object) -> None:
         nonlocal evaluations
         evaluations += 1
 
     def lift(tile: int) -> Tensor:
-        vae.tile = min(vae.tile, tile) if tile else vae.tile
+        nonlocal evaluations
+        evaluations = 0  # not those of an attempt that failed
+        vae.tile = min(whole, tile) if tile else whole
         low = vae.encode(_padded(picture.colour, model.space.pixels))
         high = cascade(models, low, replace(sampling, tile=tile), vae=vae, callback=count)
         return vae.decode(high)[:, :, : made * height, : made * width].cpu()
@@ -123,6 +124,8 @@ def _upscale(source: Path, target: Path, model: CFMModel, vae: Autoencoder, samp
         if not is_out_of_memory(error):
             raise
         raise ValueError(f"{source} does not fit into memory even in the smallest tiles: reduce it first") from error
+    finally:
+        vae.tile = whole  # a smaller picture may fit
     alpha = None if picture.alpha is None else resize(picture.alpha, size)
     save_photo(resize(image, size), target, alpha)
     seconds = time.perf_counter() - began

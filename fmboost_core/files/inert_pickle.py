@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST, LONGEST = 16 * 2**20, 250_000
+LARGEST, LONGEST = 16 * 2**20, 120_000
 """Bytes and opcodes of a pickle. Tensors lie outside it: that of the authors' largest model, with its optimizer, has
 about 60,000 opcodes."""
 DEEPEST = 200
@@ -96,21 +96,18 @@ class _Machine:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if number > LONGEST:
                 raise ValueError(f"it has more than {LONGEST} opcodes")
-            if opcode.name == "STOP":
+            name = opcode.name
+            if name == "STOP":
                 return self.stack.pop()
-            if opcode.name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[opcode.name]())
-            elif opcode.name in _ARGUMENTS:
+            if name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name]())
+            elif name in _ARGUMENTS:
                 self.stack.append(argument)
+            elif (step := getattr(self, f"_{name.lower()}", None)) is not None:
+                step(argument)
             else:
-                getattr(self, f"_{opcode.name.lower()}", self._unknown(opcode.name))(argument)
+                raise ValueError(f"it uses {name}, which torch never writes")
         raise ValueError("it has no end")
-
-    def _unknown(self, name: str) -> Callable[[Any], None]:
-        def refuse(_: Any) -> None:
-            raise ValueError(f"it uses {name}, which torch never writes")
-
-        return refuse
 
     def _since_mark(self) -> list[Any]:
         start = self.marks.pop()

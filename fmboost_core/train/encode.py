@@ -51,6 +51,7 @@ class Encoder:
             "latent_space": self.vae.space.name,
             "scale": self.flow.scale,
             "autoencoder": self.vae.fingerprint(),
+            "dtype": str(self.vae.dtype).removeprefix("torch."),  # latents of bfloat16 are rounded
             "psu": int(self.flow.upsampling == "psu"),
         }
 

@@ -137,6 +137,10 @@ class LatentSet:
     def __len__(self) -> int:
         return len(self.kinds["high"])
 
+    def of(self, kinds: Sequence[str]) -> LatentSet:
+        """Without the other kinds. Raises KeyError where one is missing."""
+        return LatentSet({kind: self.kinds[kind] for kind in kinds}, self.identity)
+
     def to(self, device: torch.device | str) -> LatentSet:
         return LatentSet({kind: ragged.to(device) for kind, ragged in self.kinds.items()}, self.identity)
 
@@ -183,6 +187,8 @@ class LatentCrops:
         if not areas.any():
             raise ValueError(f"no example is as large as a crop of {crop} latent pixels: use a smaller train.crop")
         self.weights = _weighted(areas, groups, shares)
+        self.chances = self.weights.cumsum() / self.weights.sum()
+        self.sides = [lengths.cpu().numpy() for lengths in (low.heights, low.widths)]
         first = int(low.heights[0])
         self.units = {kind: int(ragged.heights[0]) / first for kind, ragged in examples.kinds.items()}
         self.align = max(1, round(1 / min(self.units.values())))  # low pixels; some kinds have fewer than ``low``
@@ -193,32 +199,31 @@ class LatentCrops:
         self.phase = np.random.default_rng((seed, 2**32)).random()
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """Crops of this step: each kind (B, C, k, k) in float32, ``noise`` as ``high``, ``t`` (B,)."""
+        """Crops of this step: each kind (B, C, k, k) in float32, ``noise`` as ``high``, ``t`` (B,).
+
+        The noise depends on the kind of device, too.
+        """
         rng = np.random.default_rng((self.seed, step, rank))
-        high = self.examples.kinds["high"]
+        high, small = self.examples.kinds["high"], self.crop // self.scale
         device = high.values.device
-        images = torch.from_numpy(rng.choice(len(self.weights), size, p=self.weights))
-        low = self.examples.kinds["low"]
-        small = self.crop // self.scale
-        tops, lefts = (
-            self._corners(rng.random(size), sides.cpu()[images], small) for sides in (low.heights, low.widths)
-        )
+        chosen = np.searchsorted(self.chances, rng.random(size), side="right")
+        corners = [
+            (rng.random(size) * ((sides[chosen] - small) // self.align + 1)).astype(np.int64) * self.align
+            for sides in self.sides
+        ]
+        # One copy to the device a step, and noise that is drawn there.
+        images, tops, lefts = torch.from_numpy(np.stack([chosen, *corners])).to(device)
         number = (step * world + rank) * size + np.arange(size)
+        draw = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
         result = {
-            "noise": torch.from_numpy(rng.standard_normal((size, high.channels, self.crop, self.crop), np.float32)),
-            "t": torch.from_numpy(((number * GOLDEN + self.phase) % 1).astype(np.float32)),
+            "noise": torch.randn(size, high.channels, self.crop, self.crop, generator=draw, device=device),
+            "t": torch.from_numpy(((number * GOLDEN + self.phase) % 1).astype(np.float32)).to(device),
         }
-        result = {name: value.to(device) for name, value in result.items()}
-        images, tops, lefts = images.to(device), tops.to(device), lefts.to(device)
         for kind, ragged in self.examples.kinds.items():
             unit = self.units[kind]
             values = ragged.crops(images, (tops * unit).long(), (lefts * unit).long(), round(small * unit))
             result[kind] = values.float() / 255 if kind == "picture" else values.float()
         return result
-
-    def _corners(self, random: np.ndarray, sides: Tensor, size: int) -> Tensor:
-        free = (sides.numpy() - size) // self.align + 1
-        return torch.from_numpy((random * free).astype(np.int64)) * self.align
 
 
 def _weighted(areas: Tensor, groups: Sequence[int], shares: Sequence[float]) -> np.ndarray:

@@ -65,7 +65,7 @@ class LiftTask:
         cascaded = bool(rng.random() < train.cascaded)
         batch = self.crops.batch(step, train.batch // self.world, self.rank, self.world)
         if cascaded:
-            batch = self._lifted_low(batch)
+            batch = self._lifted_low(batch, seed=int(rng.integers(2**20)))
         if train.disturbed:
             batch = disturb(batch, train.disturbed, torch.Generator().manual_seed(int(rng.integers(2**62))))
         return batch
@@ -124,8 +124,11 @@ class LiftTask:
         else:
             examples, groups = encode_run(self.settings, self.vae, (self.rank, self.world))
         shares = data.shares if groups else ()
+        kinds = ["high", "low"] + ["lower"] * (train.cascaded > 0)
+        if self.settings.flow.upsampling == "psu" or train.objective == "context":
+            kinds += ["psu", "picture"]
         return LatentCrops(
-            examples.to(self.device),
+            examples.of(kinds).to(self.device),
             crop=train.crop,
             scale=self.settings.flow.scale,
             seed=train.seed,
@@ -144,11 +147,10 @@ class LiftTask:
         return held_out(photos, self.vae, self.settings.flow, data.short_sides[0])
 
     @torch.no_grad()
-    def _lifted_low(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _lifted_low(self, batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
         """A batch whose low latents are lifts of latents smaller still, as the second lift of a cascade meets them."""
         model = CFMModel(self.settings.model_config(), self._network())
-        sampling = Sampling(steps=2, seed=int(batch["noise"][0, 0, 0, 0].abs() * 2**20))
-        return {**batch, "low": model.upscale(batch["lower"], sampling)}
+        return {**batch, "low": model.upscale(batch["lower"], Sampling(steps=2, seed=seed))}
 
     def _network(self) -> UNet:
         net = self.unwrap(self.modules[NETWORK])

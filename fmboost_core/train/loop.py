@@ -17,6 +17,7 @@ from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, LoggerType
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..storage import replacing
 from .ema import EMA
 from .settings import TrainSettings
 from .state import RunState
@@ -97,6 +98,9 @@ class Loop:
         self.ema = EMA(self._plain(NETWORK), settings.ema)
         accelerator.register_for_checkpointing(self.ema)
         self.step, self.seconds = state.load(accelerator)
+        if self.main:
+            for name in ("log", "validation"):
+                drop_rows(self.out / f"{name}.csv", self.step)
 
     def run(self) -> Path:
         settings = self.settings
@@ -138,7 +142,7 @@ class Loop:
                 self.optimizers[name].step()
                 self.optimizers[name].zero_grad()
                 numbers |= {"loss" if name == NETWORK else name: loss.detach(), **seen}
-        self.ema.update(self._plain(NETWORK))
+        self.ema.update()
         return numbers
 
     def _plain(self, name: str) -> nn.Module:
@@ -198,10 +202,24 @@ def append_row(path: Path, row: dict[str, float]) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     columns = list(dict.fromkeys([*(rows[0] if rows else {}), *row]))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows([*rows, row])
+
+
+def drop_rows(path: Path, step: int) -> None:
+    """Drop the rows of steps after `step`, which a run that was stopped makes again, and a row that was cut off."""
+    rows = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    numbers = [row.split(b",")[0] for row in rows]
+    kept = [
+        row
+        for row, number in zip(rows, numbers, strict=True)
+        if row.endswith(b"\n") and not (number.isdigit() and int(number) > step)
+    ]
+    if kept != rows:
+        with replacing(path) as partial:
+            partial.write_bytes(b"".join(kept))
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -16,11 +16,16 @@ def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Pa
 
     `out` receives ``NAME.safetensors`` (at every save and at the end), ``log.csv``, a picture per validation, and
     ``state/`` from which `resume` continues exactly. Raises ValueError where the loss stops being finite or `out`
-    holds another run; nothing that was saved is lost then.
+    holds another run, or cannot be written to; nothing that was saved is lost then.
     """
     out = Path(out)
     state = RunState(settings, out, resume)
     accelerator = make_accelerator(settings.train, out)
     kind = AutoencoderTask if settings.train.objective == "autoencoder" else LiftTask
     task = kind(settings, accelerator, out, fresh=not resume)
-    return Loop(accelerator, task, settings.train, state).run()
+    try:
+        return Loop(accelerator, task, settings.train, state).run()
+    except OSError as error:
+        raise ValueError(
+            f"{out} could not be written to ({error}): make room and go on from the last save with --resume"
+        ) from error

@@ -31,13 +31,16 @@ def start_from(net: UNet, wanted: ModelConfig, origin: str | Path) -> str:
         found = ", ".join(f"{k} {theirs[k]} (here {ours[k]})" for k in other)
         raise ValueError(f"{origin} is another network than [net] describes, with {found}: take its settings")
     first, last = ("pool.down_conv", "un_pool.up_conv") if wanted.net.pool_factor > 1 else ("input_blocks.0.0", "out.2")
-    key, said = f"{first}.weight", "context as it was"
+    key, said = f"{first}.weight", "context"
     if config.net.out_channels != wanted.net.out_channels:
         weights = {k: v for k, v in weights.items() if not k.startswith((f"{first}.", f"{last}."))}
         said = f"fresh first and last convolution ({first}, {last})"
     elif (new := wanted.net.in_channels - config.net.in_channels) != 0:
         weights[key] = _with_channels(weights[key].float(), wanted.net.in_channels)
         said = f"{abs(new)} channels {'more, ignored at first,' if new > 0 else 'fewer'} in the context"
+    if config.net.out_channels == wanted.net.out_channels:
+        before, now = _context(config), _context(wanted)
+        said += " as it was" if before == now else f" that was {before} and is {now}"
     fresh = net.state_dict()
     taken = {k: v for k, v in weights.items() if k in fresh and v.shape == fresh[k].shape}
     lost = sorted(k for k in set(fresh) - set(taken) if k.startswith(ENCODER))
@@ -50,6 +53,12 @@ def start_from(net: UNet, wanted: ModelConfig, origin: str | Path) -> str:
 
 def _family(config: ModelConfig) -> str:
     return f"{config.latent_space} x{config.flow.scale} {config.flow.upsampling}"
+
+
+def _context(config: ModelConfig) -> str:
+    if config.context_encoder is not None:
+        return f"learned with {config.context_encoder.features} features"
+    return config.flow.upsampling + (" with the low picture" if config.flow.picture_context else "")
 
 
 def _with_channels(weight: Tensor, channels: int) -> Tensor:

@@ -49,6 +49,9 @@ class RunState:
             return 0, 0.0
         newest = self._newest()
         assert newest is not None
+        if accelerator.is_main_process:
+            for left in self.out.glob(".*.part"):  # by a process that was killed as it wrote
+                left.unlink(missing_ok=True)
         try:
             accelerator.load_state(str(newest))
         except Exception as error:  # damaged files raise whatever their format leads to
@@ -70,10 +73,12 @@ class RunState:
                 return
             progress = {"step": step, "seconds": seconds, "run": self._identity()}
             (partial / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+            _flush(partial)
             target = self.folder / f"step-{step}"
-            if target.exists():  # a run of as many steps, resumed with nothing left to do
+            if target in self._states():  # a run of as many steps, resumed with nothing left to do
                 shutil.rmtree(partial)
                 return
+            shutil.rmtree(target, ignore_errors=True)  # one that is not whole
             os.replace(partial, target)
         except (OSError, SafetensorError, RuntimeError) as error:  # as Python, safetensors and torch.save say it
             shutil.rmtree(partial, ignore_errors=True)
@@ -81,14 +86,18 @@ class RunState:
                 f"the state of step {step} could not be written to {self.out} ({error}): make room and go on from the "
                 "save before it with --resume"
             ) from error
-        for old in self._states()[:-1]:
-            shutil.rmtree(old, ignore_errors=True)
+        for number, old in self._folders().items():
+            if number < step:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _folders(self) -> dict[int, Path]:
+        """The folders of states by their steps, those too of which a removal that was killed has left a part."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else []
+        return {int(m[1]): p for p in found if (m := re.fullmatch(r"step-(\d+)", p.name))}
 
     def _states(self) -> list[Path]:
         """Whole states, oldest first."""
-        found = self.folder.glob("step-*") if self.folder.is_dir() else []
-        steps = {int(m[1]): p for p in found if (m := re.fullmatch(r"step-(\d+)", p.name)) and (p / PROGRESS).is_file()}
-        return [steps[n] for n in sorted(steps)]
+        return [p for _, p in sorted(self._folders().items()) if (p / PROGRESS).is_file()]
 
     def _newest(self) -> Path | None:
         states = self._states()
@@ -113,6 +122,13 @@ class RunState:
                 theirs[section] = {**json.loads(json.dumps(defaults, default=str)), **theirs[section]}
         if theirs != ours:
             raise ValueError(f"{self.out} was trained with other settings: put them back, or choose another folder")
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the files are on the disk: a power cut must not leave a whole folder of empty ones."""
+    for path in folder.iterdir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _progress(state: Path) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class Autoencoder(nn.Module):
         self.space, self.tile = space, tile
         self.encoder, self.decoder = encoder, decoder
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype
+
     def fingerprint(self) -> str:
         """A shortened SHA-256 of the weights in bfloat16: tells one autoencoder from another, in any precision."""
         digest = hashlib.sha256()

@@ -9,7 +9,9 @@ import folder_paths
 from ...fmboost_core import LATENT_SPACES, shipped_models
 
 MODEL_FOLDER = "latent_upscale_models"
-GUIDE = "https://github.com/fmboost/fmboost/blob/main/docs/which-model.md"
+DOCS = "https://github.com/fmboost/fmboost/blob/main/docs"
+GUIDE = f"{DOCS}/which-model.md"
+TROUBLE = f"{DOCS}/it-looks-wrong.md"
 
 
 def model_names() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...fmboost_core import LATENT_SPACES, CFMModel, LatentSpace
+from .files import TROUBLE
 
 _FORMATS = {
     "sd15": comfy.latent_formats.SD15,
@@ -38,7 +39,7 @@ class Latents:
         if not samples.isfinite().all():
             raise ValueError(
                 f"{what} holds values that are not finite (NaN or infinity): the node before it failed; "
-                "if that is a VAE or a sampler in half precision, run it in float32"
+                f"if that is a VAE or a sampler in half precision, run it in float32 ({TROUBLE})"
             )
         if not samples.any():
             raise ValueError(

@@ -24,9 +24,10 @@ PREVIEW_SIZE = 128  # latent pixels
 class Progress:
     """Progress over several lifts, with the current estimate of the result as its picture."""
 
-    def __init__(self, device: torch.device, space: str, lifts: int, evaluations: int | None) -> None:
-        """`evaluations` are those of a lift; None where the solver chooses them: progress is then time in the flow."""
-        self.per_lift = evaluations or 1000
+    def __init__(self, device: torch.device, space: str, lifts: int, evaluations: int | None, passes: int) -> None:
+        """A lift has `passes` of a VAE and then `evaluations` of the network; None where the solver chooses them:
+        progress is then time in the flow."""
+        self.passes, self.per_lift = passes, passes + (evaluations or 1000)
         self.evaluations = 0
         self.bar = comfy.utils.ProgressBar(lifts * self.per_lift)
         self.previewer = latent_preview.get_previewer(device, latent_format(space))
@@ -34,9 +35,14 @@ class Progress:
     def update(self, lift: int, evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
         """Report evaluation number `evaluation` of lift number `lift`; `estimate` (1, C, h, w), scaled."""
         self.evaluations += 1
-        done = evaluation if total else round(t * self.per_lift)
-        value = lift * self.per_lift + done
+        done = evaluation if total else round(t * (self.per_lift - self.passes))
+        value = lift * self.per_lift + self.passes + done
         self.bar.update_absolute(value, self.bar.total, self._picture(estimate))
+
+    def passed(self, lift: int, number: int) -> None:
+        """Report that pass `number` of the VAE in lift number `lift` is done; a cancel stops the run here."""
+        mm.throw_exception_if_processing_interrupted()  # the bar of newer hosts looks only now and then
+        self.bar.update_absolute(lift * self.per_lift + number, self.bar.total)
 
     def show(self, text: str) -> None:
         """Write `text` on the node, where there is a browser that shows it."""

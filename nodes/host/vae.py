@@ -18,6 +18,8 @@ from .memory import HostModel
 
 log = logging.getLogger(__name__)
 
+Passed = Callable[[int], None]
+MakeVAE = Callable[..., VAE | None]  # of a tile size and a `passed`
 VAE_TILE = 64  # latent pixels; smaller ones see too little of their surroundings
 
 
@@ -25,9 +27,10 @@ class HostVAE:
     """(B, 3, H, W) images in [0, 1] to scaled latents and back.
 
     With `tile` above 0 in tiles of that many latent pixels on a side, at least `VAE_TILE`; otherwise the host decides.
+    `passed` hears of each of the two passes of a lift.
     """
 
-    def __init__(self, vae: comfy.sd.VAE, space: LatentSpace, tile: int = 0) -> None:
+    def __init__(self, vae: comfy.sd.VAE, space: LatentSpace, tile: int, passed: Passed) -> None:
         pixels, channels = vae.spacial_compression_decode(), vae.latent_channels
         if getattr(vae, "latent_dim", 2) != 2 or (channels, pixels) != (space.channels, space.pixels):
             raise ValueError(
@@ -35,7 +38,7 @@ class HostVAE:
                 f"{space.name} latents of {space.channels} and {space.pixels}: connect the VAE these latents come from"
             )
         self.vae, self.format, self.pixels = vae, latent_format(space.name), space.pixels
-        self.tile = max(tile, VAE_TILE) if tile else 0
+        self.tile, self.passed = max(tile, VAE_TILE) if tile else 0, passed
 
     def decode(self, latents: Tensor) -> Tensor:
         raw = self.format.process_out(latents)
@@ -43,6 +46,7 @@ class HostVAE:
             images = self.vae.decode_tiled(raw, tile_x=self.tile, tile_y=self.tile, overlap=self.tile // 4)
         else:
             images = self.vae.decode(raw)
+        self.passed(1)
         return images.movedim(-1, 1).to(latents)  # the host leaves them on a device of its own choice
 
     def encode(self, images: Tensor) -> Tensor:
@@ -51,17 +55,18 @@ class HostVAE:
             raw = self.vae.encode_tiled(images, tile_x=tile, tile_y=tile, overlap=tile // 4)
         else:
             raw = self.vae.encode(images)
+        self.passed(2)
         return self.format.process_in(raw)
 
 
-def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> Callable[[int], VAE | None]:
-    """The autoencoder for pixel-space upsampling, by tile size; none for models that need none.
+def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> MakeVAE:
+    """The autoencoder for pixel-space upsampling, by tile size and listener; none for models that need none.
 
     It is the one connected, otherwise the TAESD of the family in the host's folders. Raises ValueError where a model
     needs one and there is none.
     """
     if model.config.flow.upsampling != "psu":
-        return lambda tile: None
+        return lambda tile, passed: None
     if vae is None:
         loader = comfy_nodes.VAELoader
         if space.taesd not in loader.vae_list(loader):

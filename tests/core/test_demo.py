@@ -13,7 +13,6 @@ from fmboost_core import ModelConfig, NetConfig, load_model, save_model
 from fmboost_core.cli.main import main
 from fmboost_core.context import interpolate
 from fmboost_core.demo import read_examples
-from fmboost_core.images.files import load_photo
 from fmboost_core.unet import UNet
 from fmboost_core.vae.files import load_vae, shipped_vae
 
@@ -77,53 +76,6 @@ def test_half_precision_weights_give_the_same_lift():
     )
     assert half.dtype == torch.float32
     assert (half - exact).std() < 0.05 * exact.std()
-
-
-# --- upscale
-
-
-def test_a_photo_becomes_twice_its_size(tmp_path, capsys):
-    """Any size: 101 x 67 px are no whole number of latent pixels."""
-    Image.linear_gradient("L").rotate(30).resize((101, 67)).convert("RGB").save(tmp_path / "in.png")
-    args = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--steps", "2"]
-    assert main(args) == 0
-    assert "101x67 -> 202x134 px, 2 evaluations" in capsys.readouterr().out
-    with Image.open(tmp_path / "out.png") as out, Image.open(tmp_path / "in.png") as small:
-        assert out.size == (202, 134)
-        grey = [list(p.convert("L").resize((12, 8), Image.Resampling.BOX).tobytes()) for p in (out, small)]
-    assert torch.corrcoef(torch.tensor(grey).float())[0, 1] > 0.95  # the same picture, in its place
-
-
-@pytest.mark.parametrize(("scale", "evaluations"), [(3, 2), (1.5, 1)])
-def test_a_photo_takes_any_scale(scale, evaluations, picture, tmp_path, capsys):
-    """By lifts to the next power of two, then exactly."""
-    args = ["upscale", str(picture), "-o", str(tmp_path / "out.png"), "--scale", str(scale), "--steps", "1"]
-    assert main(args) == 0
-    with Image.open(tmp_path / "out.png") as out:
-        assert out.size == (72 * scale, 56 * scale)
-    assert f"px, {evaluations} evaluations" in capsys.readouterr().out
-
-
-def test_a_folder_becomes_a_folder_and_one_bad_picture_stops_no_other(picture, tmp_path, capsys):
-    pictures, out = tmp_path / "in", tmp_path / "out"
-    (pictures / "deep").mkdir(parents=True)
-    for name in ("a.png", "deep/b.jpg", "c.bmp"):
-        Image.open(picture).save(pictures / name)
-    (pictures / "bad.png").write_text("not a picture")
-    args = ["upscale", str(pictures), "-o", str(out), "--steps", "1"]
-    assert main(args) == 2
-    assert "bad.png is not a picture" in capsys.readouterr().err
-    assert {str(p.relative_to(out)) for p in out.rglob("*.*")} == {"a.png", "deep/b.jpg", "c.png"}
-    before = load_photo(out / "a.png", None, 1)
-    (out / "a.png").write_bytes(b"mine")
-    main(args)
-    assert (out / "a.png").read_bytes() == b"mine"
-    assert "a.png is there already and was kept: --overwrite replaces it" in capsys.readouterr().out
-    main([*args, "--overwrite"])
-    assert torch.equal(load_photo(out / "a.png", None, 1), before)
-    Image.open(picture).save(pictures / "a.bmp")
-    assert main(args) == 2
-    assert "two pictures would be written to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -109,6 +110,20 @@ def test_sixteen_bit_grey_and_floating_point_grey_keep_their_tones(tmp_path):
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "f.tif")
     for name in ("16.png", "f.tif"):
         assert np.abs(read(tmp_path / name)[..., 1] - 255 * grey).max() <= 1, name
+
+
+def test_sixteen_bit_colour_keeps_its_tones(tmp_path):
+    """A PNG written by hand, which Pillow does not write: 16 bits a channel, no filter (PNG 1.2)."""
+    tones = np.linspace(0, 65535, 3 * 8 * 8).reshape(8, 8, 3).round().astype(">u2")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    lines = b"".join(b"\0" + row.tobytes() for row in tones)
+    header = (8).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.abs(read(tmp_path / "deep.png") - tones.astype(float) / 257).max() <= 1
 
 
 @pytest.mark.parametrize(

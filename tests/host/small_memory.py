@@ -162,12 +162,21 @@ def overflow() -> dict:
     }
 
 
+def no_vae() -> str:
+    try:
+        lift(load("psu-sdxl.safetensors"), latents(1, 8, 8))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 with torch.inference_mode():
     log = Lines()
     logging.getLogger("pack").addHandler(log)
     found = {
         "out of memory": out_of_memory(),
         "overflow": overflow(),
+        "no vae": no_vae(),
         "expected over measured": {tile: expected_over_measured(tile) for tile in (0, 32)},
     }
     for name in ("random.safetensors", "learned.safetensors"):

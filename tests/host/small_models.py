@@ -44,14 +44,17 @@ def write_all(folder: Path) -> None:
     write(folder / "identity.safetensors", config())
     write(folder / "identity-bilinear.safetensors", config(upsampling="bilinear"))
     write(folder / "identity-x4.safetensors", config(scale=4))
-    write(folder / "psu.safetensors", config(upsampling="psu"))
+    write(folder / "identity-psu.safetensors", config(upsampling="psu"))
     write(folder / "identity-noise.safetensors", config(noise_step=400))
     write(folder / "random.safetensors", config(noise_step=200), gain=0.05)
     for space in ("sdxl", "sd3", "flux"):
         write(folder / f"random-{space}.safetensors", config(space, noise_step=200), gain=0.05)
+    for space in ("sd15", "flux"):
+        learned = config(space, upsampling="learned", noise_step=200)
+        write(folder / f"random-{space}-learned.safetensors", learned, gain=0.05)
     for space, scale in (("sd15", 2), ("sd15", 4), ("sdxl", 2), ("flux", 2)):  # as the models that ship
-        learned = config(space, scale=scale, upsampling="learned", noise_step=200)
-        write(folder / f"random-{space}-x{scale}.safetensors", learned, gain=0.05)
+        picture = config(space, scale=scale, upsampling="psu", picture_context=True, noise_step=200)
+        write(folder / f"random-{space}-x{scale}.safetensors", picture, gain=0.05)
     write(folder / "overflowing.safetensors", config(), gain=1e30)
     whole = (folder / "random.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -29,7 +29,6 @@ def refusal(server, graph) -> str:
         ("empty", "empty.safetensors", "get it again"),
         ("pickle", "not a safetensors file", "get it again"),
         ("gan-upscaler", "not an FMBoost model", "choose a CFM model file"),
-        ("psu", "starts from pixel-space upsampling (psu)", "fmboost upscale and its option --vae"),
         ("format-1", "written by FMBoost 0.1 (format 1)", "get the current file of this model"),
     ],
 )
@@ -157,6 +156,14 @@ def test_a_source_of_another_size(server, tmp_path):
     sentence = refusal(server, lift_graph(tmp_path, latents(), source=["2", 0]))
     assert "(1, 4, 8, 8)" in sentence
     assert "(1, 4, 16, 16)" in sentence
+
+
+def test_a_vae_of_another_family(server, tmp_path):
+    graph = lift_graph(tmp_path, latents(), "identity-psu.safetensors", vae=["5", 0])
+    graph["5"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taef1"}}
+    sentence = refusal(server, graph)
+    assert "16 channels" in sentence
+    assert "sd15" in sentence
 
 
 def test_two_models_of_different_families_each_refuse_the_others_latents(server, tmp_path):

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from . import small_models
 from .conftest import PACK, Server, run_api
-from .graphs import latents, lift, lift_graph
+from .graphs import latents, lift, lift_graph, output_of
 
 LONG = {"steps": 200}  # newer hosts report every half per cent at most
 
@@ -47,6 +48,15 @@ def test_every_evaluation_is_reported(server, tmp_path):
     assert seen[-1] == ("3", 12, 12)
     assert [value for _, value, _ in seen] == sorted({value for _, value, _ in seen})
     assert "2 images, 8x8 -> 16x16 latent, 64x64 -> 128x128 px, 12 evaluations" in server.log
+
+
+def test_the_two_passes_of_the_vae_are_reported_before_the_evaluations(server, tmp_path):
+    seen = []
+    graph = lift_graph(tmp_path, latents(2), "identity-psu.safetensors", steps=3)
+    server.run(graph, lambda node, value, total: seen.append((value, total)))
+    assert seen[0] == (1, 10)  # of two lifts of two passes and three evaluations
+    assert seen[-1] == (10, 10)
+    assert [value for value, _ in seen] == sorted({value for value, _ in seen})
 
 
 def test_progress_counts_over_all_lifts(server, tmp_path):
@@ -119,16 +129,24 @@ def test_a_cancel_stops_between_the_tiles_of_one_evaluation(server, tmp_path):
         assert last_progress(events, "execution_interrupted") == 0
 
 
-def test_the_same_graph_twenty_times(server, tmp_path):
+def test_a_queue_of_twenty_of_which_every_third_is_cancelled(server, tmp_path):
+    """They wait behind a long run, so that the cancelled ones have not begun."""
     client = server.client()
-    with client.listen() as events:
-        prompts = {client.queue(lift_graph(tmp_path, latents(), "random.safetensors", seed=k)) for k in range(20)}
-        for event in events:
+    events, first = start(server.client(), lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))
+    with client.listen() as mine:
+        graphs = [lift_graph(tmp_path, latents(), "random.safetensors", seed=k) for k in range(20)]
+        prompts = [client.queue(graph) for graph in graphs]
+        for prompt in [*prompts[::3], first]:
+            client.cancel(prompt)
+        left = set(prompts) - set(prompts[::3])
+        for event in mine:
             if isinstance(event, dict) and event["type"] == "execution_success":
-                prompts.discard(event["data"]["prompt_id"])
-            if not prompts:
+                left.discard(event["data"]["prompt_id"])
+            if not left:
                 break
-    assert not prompts
+    written = [Path(graph["4"]["inputs"]["file"]).is_file() for graph in graphs]
+    assert written == [k % 3 != 0 for k in range(20)]
+    last_progress(events, "execution_interrupted")
 
 
 def test_a_model_deleted_between_queue_and_run(server, tmp_path):
@@ -146,6 +164,21 @@ def test_a_model_deleted_between_queue_and_run(server, tmp_path):
     with pytest.raises(run_api.WorkflowError, match=f"the CFM model '{path.name}' is missing: put the file into"):
         second.finished(deleted)
     assert lift(server, tmp_path, latents())["samples"].shape == (1, 4, 16, 16)
+
+
+def test_a_model_replaced_between_queue_and_run_is_the_new_one(server, tmp_path):
+    path = server.models / "soon-replaced.safetensors"
+    small_models.write(path, small_models.config())
+    first, second = server.client(), server.client()
+    events, prompt = start(first, lift_graph(tmp_path, latents(1, 40, 40), "random.safetensors", **LONG))
+    with second.listen() as waiting:
+        graph = lift_graph(tmp_path, latents(), path.name)
+        second.queue(graph)
+        small_models.write(path, small_models.config(scale=4))
+        first.cancel(prompt)
+        last_progress(events, "execution_interrupted")
+        last_progress(waiting, "execution_success")
+    assert output_of(graph)["samples"].shape == (1, 4, 32, 32)
 
 
 def test_free_between_runs(server, tmp_path):

@@ -1,4 +1,4 @@
-"""Too little memory, too little range: the node helps itself."""
+"""Too little memory, too little range, no autoencoder: the node helps itself, or says what is missing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def found(comfy, tmp_path_factory) -> dict:
     small_models.write(folder / "learned.safetensors", small_models.config(upsampling="learned"), gain=0.05)
     # Its first layers exceed the 65504 of half precision, its result does not.
     small_models.write(folder / "large.safetensors", small_models.config(), gain=0.05, first=1e6)
+    small_models.write(folder / "psu-sdxl.safetensors", small_models.config("sdxl", upsampling="psu"))
     script = PACK / "tests" / "host" / "small_memory.py"
     command = [comfy_python(comfy), script, comfy, base, PACK]
     done = subprocess.run(command, cwd=comfy, capture_output=True, text=True)
@@ -69,3 +70,9 @@ def test_half_precision_that_overflows_is_repeated_in_float32(found):
     assert not found["overflow"]["half is finite"]
     assert found["overflow"]["repeated in float32"]
     assert found["overflow"]["lines"] == ["CFM Latent Upscale: torch.float16 overflowed, repeating the run in float32"]
+
+
+def test_without_any_autoencoder_one_sentence_says_what_to_do(found):
+    assert "psu-sdxl.safetensors" in found["no vae"]
+    assert "connect the VAE of your checkpoint to the vae input" in found["no vae"]
+    assert "taesdxl_encoder" in found["no vae"]

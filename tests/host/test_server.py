@@ -22,6 +22,7 @@ NODES = {
         "solver",
         "noise_step",
         "tile_size",
+        "vae",
         "source",
         "latent_space",
         "scale",

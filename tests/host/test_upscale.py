@@ -14,6 +14,7 @@ import fmboost_core
 from .graphs import latents, lift, lift_graph, output_of
 
 SCALING = {"sd15": (0.18215, 0.0), "sdxl": (0.13025, 0.0), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159)}
+TAESD = {"sd15": "taesd", "sdxl": "taesdxl", "flux": "taef1"}
 
 
 def nearest(x: torch.Tensor, scale: int = 2) -> torch.Tensor:
@@ -24,7 +25,11 @@ def library_model(server, name: str) -> fmboost_core.CFMModel:
     return fmboost_core.load_model(server.models / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("size", [(8, 8), (1, 1), (7, 13), (3, 40)])
+def library_vae(server, space: str = "sd15") -> fmboost_core.Autoencoder:
+    return fmboost_core.load_vae(server.base / "models" / "vae_approx" / f"{TAESD[space]}_encoder.safetensors")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (7, 13), (300, 7)])
 def test_identity_flow_gives_the_upsampled_latent_at_any_size(server, tmp_path, size):
     low = latents(2, *size)
     high = lift(server, tmp_path, low)["samples"]
@@ -93,8 +98,8 @@ def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path,
 def test_a_learned_context_needs_no_vae_and_is_the_librarys(server, tmp_path, space):
     scale, shift = SCALING[space]
     low = latents(2, 9, 12, channels=16 if space == "flux" else 4)
-    found = lift(server, tmp_path, low, f"random-{space}-x2.safetensors", seed=7)["samples"]
-    model, scaled = library_model(server, f"random-{space}-x2"), (low - shift) * scale
+    found = lift(server, tmp_path, low, f"random-{space}-learned.safetensors", seed=7)["samples"]
+    model, scaled = library_model(server, f"random-{space}-learned"), (low - shift) * scale
     expected = model.upscale(scaled, steps=2, seed=7)
     plain = F.interpolate(scaled, scale_factor=2, mode="bilinear", align_corners=False)
     assert (model.make_context(scaled)[:, : low.shape[1]] - plain).std() > 0.05 * plain.std()  # the encoder corrects
@@ -120,6 +125,9 @@ def test_an_image_is_the_same_alone_and_in_a_batch(server, tmp_path):
     for k in range(3):
         alone = lift(server, tmp_path, {"samples": low[k : k + 1], "batch_index": [k]}, "random.safetensors", seed=5)
         assert torch.equal(alone["samples"], batch[k : k + 1])
+    sixteen = lift(server, tmp_path, latents(16, 4, 4), "random.safetensors", seed=5)["samples"]
+    last = {"samples": latents(16, 4, 4)[15:], "batch_index": [15]}
+    assert torch.equal(lift(server, tmp_path, last, "random.safetensors", seed=5)["samples"], sixteen[15:])
     same_picture = lift(server, tmp_path, low[:1].expand(2, -1, -1, -1), "random.safetensors", seed=5)["samples"]
     assert not torch.allclose(same_picture[0], same_picture[1], atol=0.1)  # each has noise of its own
 
@@ -180,6 +188,43 @@ def test_a_clip_keeps_its_shape_on_every_way_through_the_node(server, tmp_path):
     graph = with_source(tmp_path, low, expected)
     server.run(graph)
     torch.testing.assert_close(output_of(graph)["samples"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_pixel_space_upsampling_through_the_hosts_taesd(server, tmp_path, tile):
+    """The identity flow from psu is decode, bilinear, encode: here by the library's own autoencoder."""
+    vae = library_vae(server)
+    height, width = (12, 36) if tile else (10, 12)  # in latents; the VAE has tiles of 64 at the least
+    colours = torch.rand(1, 3, height // 2, width // 2, generator=torch.Generator().manual_seed(1))
+    low = vae.encode(nearest(colours, 16))
+    pixels = F.interpolate(vae.decode(low), scale_factor=2, mode="bilinear", align_corners=False)
+    expected = vae.encode(pixels)
+    found = lift(server, tmp_path, low / 0.18215, "identity-psu.safetensors", tile_size=tile)["samples"] * 0.18215
+    error = (found - expected).abs()
+    if tile:  # the host blends its tiles, each of which knows less of its surroundings than the whole
+        assert error.mean() < 0.03 * expected.std()
+    else:
+        assert error.max() < 1e-3
+
+
+@pytest.mark.parametrize("space", TAESD)
+def test_a_model_that_sees_the_picture_agrees_with_the_library(server, tmp_path, space):
+    """Without a VAE connected, the host's TAESD of the family shows it to the network."""
+    scale, shift = SCALING[space]
+    low = latents(2, 8, 10, channels=16 if space == "flux" else 4)
+    model = library_model(server, f"random-{space}-x2")
+    expected = model.upscale((low - shift) * scale, steps=2, vae=library_vae(server, space)) / scale + shift
+    found = lift(server, tmp_path, low, f"random-{space}-x2.safetensors")["samples"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(low.std()))
+
+
+def test_a_connected_vae_is_used_and_equals_the_default(server, tmp_path):
+    low = latents(1, 8, 8)
+    graph = lift_graph(tmp_path, low, "identity-psu.safetensors", vae=["5", 0])
+    graph["5"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}}
+    server.run(graph)
+    default = lift(server, tmp_path, low, "identity-psu.safetensors")["samples"]
+    assert torch.equal(output_of(graph)["samples"], default)
 
 
 def with_source(tmp_path, low, source, **inputs):

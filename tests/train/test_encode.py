@@ -16,6 +16,7 @@ from fmboost_core.images.folders import find_photos
 from fmboost_core.latent_spaces import latent_space
 from fmboost_core.train.encode import Encoder, Variant, encode_photos
 from fmboost_core.train.latents import LatentCrops, LatentSet
+from fmboost_core.vae.files import load_vae, shipped_vae
 
 PLAIN = Variant(None, False)
 
@@ -25,8 +26,8 @@ class PoolVAE:
 
     space = latent_space("sd15")
 
-    def __init__(self, name="pool"):
-        self.name, self.encoded = name, 0
+    def __init__(self, name="pool", dtype=torch.float32):
+        self.name, self.dtype, self.encoded = name, dtype, 0
 
     def fingerprint(self):
         return self.name
@@ -90,14 +91,24 @@ def test_a_mirrored_variant_is_mirrored_before_encoding(photos, tmp_path):
 
 
 def test_what_is_there_is_kept_and_another_autoencoder_makes_its_own(photos, tmp_path):
-    first, again, other = PoolVAE(), PoolVAE(), PoolVAE("another")
+    """As does the same one in bfloat16, whose fingerprint is the same."""
+    first, again, others = PoolVAE(), PoolVAE(), [PoolVAE("another"), PoolVAE(dtype=torch.bfloat16)]
     before = encode(photos, tmp_path / "cache", first)
     assert first.encoded == 4
     assert encode(photos, tmp_path / "cache", again) == before
     assert again.encoded == 0
-    after = encode(photos, tmp_path / "cache", other)
-    assert other.encoded == 4
-    assert not set(before) & set(after) and before[0].exists()
+    for other in others:
+        after = encode(photos, tmp_path / "cache", other)
+        assert other.encoded == 4
+        assert not set(before) & set(after) and before[0].exists()
+
+
+def test_an_autoencoder_says_its_precision(vae):
+    """What identifies the latents of two precisions differs in that alone."""
+    half = load_vae(shipped_vae("sd15"), space="sd15", dtype=torch.bfloat16)
+    exact, rounded = (Encoder(v, FlowConfig()).identity for v in (vae, half))
+    assert (exact["dtype"], rounded["dtype"]) == ("float32", "bfloat16")
+    assert {**rounded, "dtype": "float32"} == exact
 
 
 def test_photos_of_one_name_are_never_taken_for_each_other(tmp_path):

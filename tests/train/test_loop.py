@@ -42,7 +42,7 @@ def test_ema_is_the_recursion_of_its_definition():
     for n in range(1, 12):
         with torch.no_grad():
             net.weight.fill_(float(n))
-        average.update(net)
+        average.update()
         decay = min(0.6, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
     assert average.state["weight"].item() == pytest.approx(expected, rel=1e-5)
@@ -127,7 +127,7 @@ def test_two_processes_average_the_gradients_of_their_batches(place, kinds, vae)
     found = [float(row["loss"]) for row in train_on_two(place, "two", *overrides)]
     settings = place.settings(*overrides)
     examples, _ = encode_run(settings, vae, (0, 1))
-    crops = LatentCrops(examples, crop=16, scale=2, seed=0)
+    crops = LatentCrops(examples.of(["high", "low"]), crop=16, scale=2, seed=0)
     torch.manual_seed(0)
     net = build_network(settings.model_config())
     matrices, others = ([p for p in net.parameters() if (p.ndim > 1) == large] for large in (True, False))

@@ -70,7 +70,8 @@ def test_another_space_of_as_many_channels_takes_everything(tmp_path, encoder):
 def test_channels_new_in_the_context_are_ignored_at_first(tmp_path):
     origin, wanted = config(picture=False), config()
     first, second, said = started(tmp_path, origin, wanted)
-    assert "48 channels more, ignored at first, in the context" in said
+    changed = "in the context that was psu and is psu with the low picture, all other weights"
+    assert f"48 channels more, ignored at first, {changed}" in said
     x, upsampled, t = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.3])
     context = join_context(wanted.flow, upsampled, torch.rand(1, 3, 32, 32))
     narrow, wide = CFMModel(origin, first), CFMModel(wanted, second)
@@ -91,7 +92,8 @@ def test_a_context_encoder_that_the_origin_does_not_have_is_fresh(tmp_path):
     first, second, said = started(tmp_path, config(), wanted)
     fresh, taken = network(wanted, 1).state_dict(), first.state_dict()
     count = sum(key.startswith("context_encoder.") for key in fresh)
-    assert f"into sd15 x2 learned: context as it was, fresh context encoder ({count} of its tensors)" in said
+    changed = "context that was psu with the low picture and is learned with 48 features"
+    assert f"into sd15 x2 learned: {changed}, fresh context encoder ({count} of its tensors)" in said
     for key, value in second.state_dict().items():
         assert torch.equal(value, taken.get(key, fresh[key])), key
 
@@ -115,7 +117,7 @@ def test_layers_of_another_shape_in_the_context_encoder_are_fresh(tmp_path):
 
 def test_a_context_encoder_that_is_not_wanted_is_left_behind(tmp_path):
     first, second, said = started(tmp_path, config(encoder={}), config())
-    assert "context as it was, all other weights taken" in said
+    assert "context that was learned with 48 features and is psu with the low picture, all other weights taken" in said
     assert second.context_encoder is None
     assert all(torch.equal(first.state_dict()[key], value) for key, value in second.state_dict().items())
 

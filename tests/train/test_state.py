@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,9 +66,15 @@ def test_killed_in_a_save_it_goes_on_from_the_one_before(place, kinds, stopped):
     shutil.copytree(stopped / "state" / "step-3", stopped / "state" / "partial")
     (stopped / "state" / "partial" / "progress.json").unlink()
     (stopped / "state" / "partial" / "model.safetensors").write_bytes(b"half of a")
-    (stopped / "state" / "step-5").mkdir()  # as no run leaves one, but a copy may
+    for step in (1, 6):  # what is left of a state whose removal was killed, or of a copy
+        (stopped / "state" / f"step-{step}").mkdir()
+        (stopped / "state" / f"step-{step}" / "model.safetensors").write_bytes(b"half of a")
+    (stopped / ".12-345.part").write_bytes(b"half of a")
+    log = (stopped / "log.csv").read_bytes()
+    (stopped / "log.csv").write_bytes(log + log.splitlines(keepends=True)[-1].replace(b"3,", b"5,", 1) + b"6,1")
     assert place.train(str(stopped), *kinds["few_step"], resume=True) == 0
-    assert not (stopped / "state" / "partial").exists()
+    assert [p.name for p in (stopped / "state").iterdir()] == ["step-6"]
+    assert not list(stopped.glob(".*"))
     assert_same(stopped, place.whole("few_step"), NAMES["few_step"])
 
 
@@ -86,19 +96,23 @@ def test_a_damaged_state_is_a_sentence(place, kinds, stopped, capsys, damage):
 
 
 def test_a_full_disk_is_a_sentence_and_the_state_before_is_kept(place, kinds, stopped, capsys):
-    """Here a limit on the size of a file takes the place of the disk's."""
+    """Here a limit on the size of a file takes the place of the disk's: of the state's, of the model's."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    state = stopped / "state" / "step-3"
-    largest = max(p.stat().st_size for p in state.iterdir())
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))
-        status = place.train(str(stopped), *kinds["few_step"], resume=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert status == 2
-    assert f"the state of step 6 could not be written to {stopped}" in capsys.readouterr().err
-    assert [p.name for p in (stopped / "state").iterdir()] == ["step-3"]
+    largest = max(p.stat().st_size for p in (stopped / "state" / "step-3").iterdir())
+    for limit, sentence in (
+        (largest // 2, "the state of step 6 could not be written to"),
+        ((stopped / "tiny.safetensors").stat().st_size // 2, "could not be written to .*tiny.safetensors"),
+    ):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            status = place.train(str(stopped), *kinds["few_step"], resume=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        said = capsys.readouterr().err
+        assert status == 2
+        assert re.search(f"{sentence}.*make room and go on from the .*save.* with --resume", said), said
+        assert [p.name for p in (stopped / "state").iterdir()] == ["step-3"]
     assert place.train(str(stopped), *kinds["few_step"], resume=True) == 0
     assert [p.name for p in (stopped / "state").iterdir()] == ["step-6"]
 
@@ -144,3 +158,13 @@ def test_a_run_is_resumed_by_a_newer_version_and_wherever_its_files_lie(place, k
     moved = (f"data.photos={stopped.parent / 'moved'}", f"data.cache={stopped.parent / 'cache'}")
     moved += ("train.start_from=elsewhere.safetensors", "train.steps=4")
     assert place.train(str(stopped), *kinds["few_step"], *moved, resume=True) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it forks")
+def test_killed_at_random_it_ends_in_the_weights_of_a_run_that_was_not(tmp_path):
+    """A short run of tools/kill_trainer.py, which says how many kills hit what."""
+    tool = Path(__file__).parents[2] / "tools" / "kill_trainer.py"
+    command = [sys.executable, str(tool), "--kills", "4", "--seed", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(map(int, re.findall(r"^ *(\d+) killed ", done.stdout, re.MULTILINE))) == 4

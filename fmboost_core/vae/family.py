@@ -1,0 +1,49 @@
+"""Whether an autoencoder is of the family that it is taken for, told by the colours that its latents stand for."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+
+from ..latent_spaces import LATENT_SPACES, LatentSpace
+from .protocol import VAE
+
+# The best linear map from a scaled latent pixel to the colour it decodes to, by least squares on photographs: for red,
+# green and blue the weights of the channels, in thousandths.
+COLOURS = {
+    "sd15": ((155, 112, -61, -107), (139, 123, 70, -179), (133, 85, 137, -255)),
+    "sdxl": ((205, -106, 61, -150), (231, -14, 38, -132), (233, 47, -3, -118)),
+    "sd3": (
+        (-26, -8, 75, 61, 26, 32, 74, -11, -56, -19, 11, 10, -1, -10, -40, -53),
+        (19, 9, 19, 35, 7, 75, 41, 46, -37, 16, 18, 40, 11, -16, -29, -52),
+        (62, 25, -14, 57, -24, 29, 37, 65, 0, 8, 31, -17, 35, -59, -20, -46),
+    ),
+    "flux": (
+        (-21, 19, 24, -12, 44, -11, 41, -21, -25, 63, -1, 49, 32, -48, -8, -57),
+        (18, 29, -24, 8, 32, 7, 56, -22, 8, 40, 35, 20, 27, -19, -39, -40),
+        (46, 50, -22, 32, 13, 6, 50, -25, 59, -19, 28, 10, 26, -57, -26, -25),
+    ),
+}
+MARGIN = 0.15
+
+
+@torch.no_grad()
+def mistaken_for(vae: VAE, space: LatentSpace) -> LatentSpace | None:
+    """The family whose colours `vae` has much rather than those of `space`; None where it is what it is taken for."""
+    corners = torch.tensor(list(product((0.15, 0.85), repeat=3))).T.reshape(1, 3, 2, 4)
+    picture = F.interpolate(corners, scale_factor=4 * space.pixels, mode="bilinear")
+    latents = vae.encode(picture).cpu()
+    wanted = _centred(F.avg_pool2d(picture, space.pixels))
+    fits = {}
+    for name, weights in COLOURS.items():
+        if len(weights[0]) == space.channels:
+            found = _centred(torch.einsum("bchw,kc->bkhw", latents, torch.tensor(weights) / 1000))
+            fits[name] = 1 - ((found - wanted).square().sum() / wanted.square().sum()).item()
+    best = max(fits, key=fits.__getitem__)
+    return LATENT_SPACES[best] if fits[best] > fits[space.name] + MARGIN else None
+
+
+def _centred(picture: torch.Tensor) -> torch.Tensor:
+    return picture - picture.mean(dim=(2, 3), keepdim=True)
