@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .context import interpolate
+from .context import interpolate, join_context
 from .evaluate import metrics
 from .images.files import save_photo
 from .images.resize import enlarge
@@ -27,12 +27,17 @@ SPACE, SCALE = "sd15", 2  # of the examples
 
 
 def read_examples() -> list[dict[str, Any]]:
-    """The examples that ship: ``name``, ``origin``, and the ``low`` and ``high`` latents, (1, C, h, w) float32."""
+    """The examples that ship: ``name``, ``origin``, and tensors of one image each, as `encode_example` makes them.
+
+    ``low`` and ``high`` are latents in float32; ``psu`` and ``picture``, what pixel-space upsampling by TAESD makes of the
+    low one, spare the demo an autoencoder better than the small one that ships.
+    """
     examples = []
     for path in sorted(EXAMPLES.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            latents = {k: file.get_tensor(k)[None].float() for k in ("low", "high")}
-            examples.append({"name": path.stem, "origin": (file.metadata() or {}).get("origin", ""), **latents})
+            tensors = {k: file.get_tensor(k)[None].float() for k in ("low", "high", "psu", "picture")}
+            tensors["picture"] /= 255
+            examples.append({"name": path.stem, "origin": (file.metadata() or {}).get("origin", ""), **tensors})
     return examples
 
 
@@ -63,7 +68,7 @@ def run_demo(
     for i, example in enumerate(examples):
         progress(example["name"])
         began = time.perf_counter()
-        lifted = model.upscale(example["low"], replace(sampling, batch_index=(i,)), vae=vae)
+        lifted = _lift(model, example, replace(sampling, batch_index=(i,)))
         seconds += time.perf_counter() - began
         small = vae.decode(example["low"])
         shown = {
@@ -92,6 +97,15 @@ def run_demo(
     save_photo(torch.cat(rows, dim=2), out / "demo.png")
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
+
+
+def _lift(model: CFMModel, example: dict[str, Tensor], sampling: Sampling) -> Tensor:
+    """`CFMModel.upscale`, with the pixel-space upsampling of the example where the model starts from that."""
+    if model.config.flow.upsampling == "psu":
+        context = join_context(model.config.flow, example["psu"], example["picture"])
+    else:
+        context = model.make_context(example["low"])
+    return model.integrate(model.make_source(context, sampling), context, sampling)
 
 
 def _compare(images: Tensor, truth: Tensor) -> dict[str, float | None]:

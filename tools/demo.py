@@ -32,9 +32,10 @@ def main() -> None:
     args.out.mkdir(exist_ok=True)
     for name, file in CHOSEN.items():
         photo = centre_square(load_photo(args.photos / file, SIZE, 8 * SCALE), SIZE)
-        latents = compact(encode_example(photo, FlowConfig(scale=SCALE), vae))
+        example = compact(encode_example(photo, FlowConfig(scale=SCALE, upsampling="psu"), vae))
         origin = f"{manifest[file]['source_repo']}/{manifest[file]['source_path']}; {manifest[file]['licence']}"
-        write_tensors({k: latents[k] for k in ("low", "high")}, args.out / f"{name}.safetensors", {"origin": origin})
+        kept = {k: example[k] for k in ("low", "high", "psu", "picture")}
+        write_tensors(kept, args.out / f"{name}.safetensors", {"origin": origin})
         print(name, origin)
 
 

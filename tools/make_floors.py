@@ -1,6 +1,6 @@
 """Write what `tests/core/test_floors.py` holds every shipped model to: latents of photos, and their lift.
 
-    python tools/make_floors.py --photos FOLDER_WITH_MANIFEST --vae FOLDER [MODEL...]
+    python -m tools.make_floors --photos FOLDER_WITH_MANIFEST --vae FOLDER [MODEL...]
 
 Run it after a model's file has changed on purpose, for that model. `--vae` holds the TAESD pair of every family.
 """

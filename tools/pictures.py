@@ -48,7 +48,7 @@ def rows(sheet: Path, numbers: list[int], out: Path) -> None:
         for i, number in enumerate(numbers):
             top = GAP + number * height
             canvas.paste(whole.crop((0, top, whole.width, top + height)), (0, GAP + i * height))
-    canvas.save(out, quality=88)
+    canvas.save(out, quality=80)
 
 
 def large(photos: list[Path], vae_path: Path, images: Path) -> None:

@@ -102,7 +102,7 @@ def main() -> None:
                 if name == HELP:
                     save(picture, ROOT / "web" / "docs" / "upscale.jpg")
         if options.only in (None, "noise"):
-            save(noises(options.photos / "0120.jpg", options.taesd), ROOT / "web" / "docs" / "noise.jpg")
+            save(noises(options.photos / "0060.jpg", options.taesd), ROOT / "web" / "docs" / "noise.jpg")
 
 
 def save(picture: Image.Image, path: Path) -> None:

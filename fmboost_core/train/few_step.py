@@ -54,7 +54,7 @@ class FewStep:
             "features": perceptual_distance(list(made.features), list(real.features)).mean(),
             "structure": structure_texture_distance(list(made.features), list(real.features), tiny=1e-4).mean(),
         }
-        loss = sum(getattr(weights, name) * value for name, value in seen.items())
+        loss = sum((getattr(weights, name) * value for name, value in seen.items()), x1.new_zeros(()))
         adversaries = modules[ADVERSARIES]
         if step >= weights.adversaries_from:
             adversaries.requires_grad_(False)  # judges now, learns below

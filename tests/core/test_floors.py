@@ -44,11 +44,12 @@ def test_a_shipped_model_lifts_as_it_did(name):
     batch, steps = stored(name)
     lifted = lift(model, batch, steps)
     torch.testing.assert_close(lifted, batch["lifted"], atol=AGREEMENT, rtol=0)
-    # Whatever was stored: nearer to the truth than an interpolation, in every channel about the truth's mean.
+    # Whatever was stored: nearer to the truth than the start of the flow, its means less than half as far away.
     start = batch["psu"] if "psu" in batch else interpolate(batch["low"], model.scale, "bilinear")
     errors = [(latent - batch["high"]).square().mean() for latent in (lifted, start)]
     assert errors[0] < errors[1]
-    assert (lifted - batch["high"]).mean(dim=(0, 2, 3)).abs().max() < 0.2
+    shifts = [(latent - batch["high"]).mean(dim=(0, 2, 3)).abs().max() for latent in (lifted, start)]
+    assert shifts[0] < 0.5 * shifts[1]
 
 
 def test_the_agreement_is_lost_where_sampler_or_weights_differ():

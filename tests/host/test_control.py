@@ -240,7 +240,7 @@ def test_the_script_runs_a_photo_with_overrides(server, tmp_path, proxy, steps):
         (WORKFLOW, "FMBoost_LoadCFMModel.model_name=no-such-model", 1, "no-such-model"),
         (WORKFLOW, "KSampler.steps=2", 2, "'KSampler' is 0 nodes of the workflow"),
         (WORKFLOW, "FMBoost_CFMLatentUpscale.stepz=2", 2, "FMBoost_CFMLatentUpscale has no input 'stepz'"),
-        (WORKFLOW.parents[1] / WORKFLOW.name, "KSampler.steps=2", 2, "File > Export (API)"),
+        (WORKFLOW.parents[1] / "Photo upscale 2x - SD1.5.json", "KSampler.steps=2", 2, "File > Export (API)"),
     ],
 )
 def test_the_script_fails_with_a_sentence(server, workflow, setting, status, sentence):

@@ -145,14 +145,18 @@ def test_a_metric_without_weights_has_no_column():
 
 def test_the_guidance_sweep_changes_the_scale_and_nothing_else_between_scales():
     graph = json.loads((ROOT / "workflows/api/fmboost_txt2img_1024.json").read_text(encoding="utf-8"))
+    sampler, prompt = (
+        next(number for number, node in graph.items() if node["_meta"]["title"] == title)
+        for title in ("KSampler", "Positive prompt")
+    )
     names = {"sampler": "KSampler", "prompt": "Positive prompt"}
     jobs = list(guidance.sweep(graph, (1.0, 7.5), ("a cat", 'a "dog"'), names))
     assert [(scale, i) for scale, i, _ in jobs] == [(1.0, 0), (1.0, 1), (7.5, 0), (7.5, 1)]
     for scale, i, job in jobs:
-        assert (job["5"]["inputs"]["cfg"], job["5"]["inputs"]["seed"]) == (scale, i)
-        assert job["2"]["inputs"]["text"] == ("a cat", 'a "dog"')[i]
-        job["5"]["inputs"].update(cfg=7.0, seed=42)
-        job["2"]["inputs"]["text"] = graph["2"]["inputs"]["text"]
+        assert (job[sampler]["inputs"]["cfg"], job[sampler]["inputs"]["seed"]) == (scale, i)
+        assert job[prompt]["inputs"]["text"] == ("a cat", 'a "dog"')[i]
+        job[sampler]["inputs"].update(cfg=7.0, seed=42)
+        job[prompt]["inputs"]["text"] = graph[prompt]["inputs"]["text"]
         assert job == graph
 
 
