@@ -29,8 +29,8 @@ SPACE, SCALE = "sd15", 2  # of the examples
 def read_examples() -> list[dict[str, Any]]:
     """The examples that ship: ``name``, ``origin``, and tensors of one image each, as `encode_example` makes them.
 
-    ``low`` and ``high`` are latents in float32; ``psu`` and ``picture``, what pixel-space upsampling by TAESD makes of the
-    low one, spare the demo an autoencoder better than the small one that ships.
+    ``low`` and ``high`` are latents in float32; ``psu`` and ``picture``, what pixel-space upsampling by TAESD makes of
+    the low one, spare the demo an autoencoder better than the small one that ships.
     """
     examples = []
     for path in sorted(EXAMPLES.glob("*.safetensors")):
