@@ -111,8 +111,8 @@ class CFMLatentUpscale(io.ComfyNode):
                     "vae",
                     optional=True,
                     tooltip=(
-                        "Only for models that start from pixel-space upsampling (psu): the VAE of the latents. Left "
-                        "open, the TAESD in models/vae_approx is used."
+                        "The VAE of your checkpoint, which decodes and encodes once before the flow; models without "
+                        "pixel-space upsampling (psu) ignore it. Left open, the TAESD in models/vae_approx is used."
                     ),
                 ),
                 io.Latent.Input(
