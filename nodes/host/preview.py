@@ -11,7 +11,6 @@ import latent_preview
 import torch
 import torch.nn.functional as F
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 from torch import Tensor
 
 from .latents import latent_format
@@ -48,6 +47,8 @@ class Progress:
         """Write `text` on the node, where there is a browser that shows it."""
         running = get_executing_context()
         if running is not None:
+            from server import PromptServer  # here, because it brings the whole web server with it
+
             PromptServer.instance.send_progress_text(text, running.node_id)
 
     def _picture(self, estimate: Tensor) -> Any:
