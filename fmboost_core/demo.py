@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def run_demo(
     for i, example in enumerate(examples):
         progress(example["name"])
         began = time.perf_counter()
-        lifted = _lift(model, example, replace(sampling, batch_index=(i,)))
+        lifted = lift_example(model, example, replace(sampling, batch_index=(i,)))
         seconds += time.perf_counter() - began
         small = vae.decode(example["low"])
         shown = {
@@ -99,7 +99,7 @@ def run_demo(
     return report
 
 
-def _lift(model: CFMModel, example: dict[str, Tensor], sampling: Sampling) -> Tensor:
+def lift_example(model: CFMModel, example: Mapping[str, Tensor], sampling: Sampling) -> Tensor:
     """`CFMModel.upscale`, with the pixel-space upsampling of the example where the model starts from that."""
     if model.config.flow.upsampling == "psu":
         context = join_context(model.config.flow, example["psu"], example["picture"])

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fmboost_core import CFMModel, Sampling, load_model, load_vae, shipped_models
-from fmboost_core.context import interpolate, join_context
+from fmboost_core.context import interpolate
+from fmboost_core.demo import lift_example
 from fmboost_core.images.files import load_photo
 from fmboost_core.images.resize import centre_square
 from fmboost_core.storage import write_tensors
@@ -32,13 +33,8 @@ STEPS = 4
 
 def lift(model: CFMModel, stored: dict[str, Tensor]) -> Tensor:
     """The lift of the latents in a floor; the test makes it in the same way."""
-    low = stored["low"].float()
-    if "psu" in stored:
-        context = join_context(model.config.flow, stored["psu"].float(), stored["picture"].float() / 255)
-    else:
-        context = model.make_context(low)
-    sampling = Sampling(steps=STEPS)
-    return model.integrate(model.make_source(context, sampling), context, sampling)
+    example = {kind: value.float() / (255 if kind == "picture" else 1) for kind, value in stored.items()}
+    return lift_example(model, example, Sampling(steps=STEPS))
 
 
 def examples(model: CFMModel, vae: Any, photos: Path, files: tuple[str, ...], side: int) -> dict[str, Tensor]:
