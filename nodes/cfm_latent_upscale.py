@@ -24,7 +24,7 @@ from .host.latents import Latents, choose_space, latent_format
 from .host.memory import HALF, HostModel, within_memory
 from .host.preview import Progress
 from .host.schema import ADVANCED, LATENT_CATEGORY, CFMType, schema, seed_input
-from .host.vae import find_vae
+from .host.vae import doubts_about, find_vae
 from .noise_augment import KEY, noise_behind
 
 log = logging.getLogger(__name__)
@@ -183,32 +183,36 @@ class CFMLatentUpscale(io.ComfyNode):
         low = scaling.process_in(low.to(device))
         source = None if options.source is None else scaling.process_in(_source(options, model, low).to(device))
         make_vae = find_vae(model, options.vae, space)
+        doubts = doubts_about(options.vae, model, space)
+        if doubts:
+            log.warning("CFM Latent Upscale: %s", doubts)
         passes = 2 if model.config.flow.upsampling == "psu" else 0
         progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps), passes)
         began, results, paths = time.perf_counter(), [], []
-        # One by one, so that no image depends on its neighbours and memory not on their number.
-        for i, index in enumerate(latents.batch_index):
-            high, path = low[i : i + 1], []
-            image = replace(sampling, batch_index=(index,))
+        # An adaptive solver chooses the steps of each image for itself.
+        alone = evaluations(sampling.solver, steps) is None
+        together = 1 if alone else model.images_at_once(*_result_size(low, model.scale**count), options.tile_size)
+        for first in range(0, low.shape[0], together):
+            images = slice(first, first + together)
+            high, path = low[images], []
             for stage in range(count):
-                number = i * count + stage
-                report = partial(progress.update, number)
+                progress.begin(first * count + stage * high.shape[0], high.shape[0])
+                seed_of_stage = stage_seed(sampling.seed, stage)
                 lift = _Lift(
                     model,
-                    replace(image, seed=stage_seed(image.seed, stage)),
-                    partial(make_vae, passed=partial(progress.passed, number)),
-                    None if source is None else source[i : i + 1],
-                    _keeping(path, report) if options.trajectory else report,
+                    replace(sampling, seed=seed_of_stage, batch_index=latents.batch_index[images]),
+                    partial(make_vae, passed=progress.passed),
+                    None if source is None else source[images],
+                    _keeping(path, progress.update) if options.trajectory else progress.update,
                 )
-                high, tile = within_memory(partial(lift, high), image.tile, model.scale * max(high.shape[2:]))
-                image = replace(image, tile=tile)
-            sampling = replace(sampling, tile=image.tile)
+                high, tile = within_memory(partial(lift, high), sampling.tile, max(_result_size(high, model.scale)))
+                sampling = replace(sampling, tile=tile)
             results.append(high)
-            paths += [*path, high.cpu()]
+            paths.append(torch.stack([*path, high.cpu()], dim=1).flatten(0, 1))
         result = scaling.process_out(torch.cat(results))
         summary = _summary(low, result, space.pixels, progress.evaluations, time.perf_counter() - began)
         log.info("CFM Latent Upscale: %s", summary)
-        progress.show(summary)
+        progress.show(f"{summary}\n{doubts}".rstrip())
         latent = latents.repack(result)
         latent.pop(KEY, None)  # it describes the samples that came in
         if not options.trajectory:
@@ -236,7 +240,7 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Lift:
-    """One lift of one image in tiles of a given size; again in float32 where half precision overflowed."""
+    """One lift of some images in tiles of a given size; in float32 once half precision has overflowed."""
 
     model: HostModel
     sampling: Sampling
@@ -247,11 +251,12 @@ class _Lift:
     def __call__(self, low: Tensor, tile: int) -> Tensor:
         """Raises ValueError for a result that is not finite in float32 either."""
         sampling, vae = replace(self.sampling, tile=tile), self.make_vae(tile)
-        high = self.model.upscale(low, sampling, vae=vae, source=self.source, callback=self.callback)
-        if not high.isfinite().all() and self.model.dtype in HALF:
-            log.warning("CFM Latent Upscale: %s overflowed, repeating the run in float32", self.model.dtype)
-            exact = self.model.in_float32()
-            high = exact.upscale(low, sampling, vae=vae, source=self.source, callback=self.callback)
+        model = self.model.in_float32() if self.model.overflowed else self.model
+        high = model.upscale(low, sampling, vae=vae, source=self.source, callback=self.callback)
+        if not high.isfinite().all() and model.dtype in HALF:
+            log.warning("CFM Latent Upscale: %s overflowed, repeating the run in float32", model.dtype)
+            self.model.overflowed = True
+            return self(low, tile)
         if not high.isfinite().all():
             raise ValueError(
                 f"the CFM model '{self.model.name}' gave values that are not finite for these latents: check that they "
@@ -303,6 +308,10 @@ def _keeping(path: list[Tensor], report: Callback) -> Callback:
         report(evaluation, total, t, estimate)
 
     return keep
+
+
+def _result_size(latents: Tensor, scale: int) -> tuple[int, int]:
+    return scale * latents.shape[2], scale * latents.shape[3]
 
 
 def _source(options: _Options, model: HostModel, low: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import FlowConfig
@@ -25,12 +26,11 @@ SIDE = 256  # px
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The middle of a held-out photo, and its latents."""
+    """The middle of a held-out photo, its small latent, and the pictures that no training changes."""
 
-    photo: Tensor  # (1, 3, SIDE, SIDE)
+    photo: Tensor  # (1, 3, side, side), at most SIDE
     low: Tensor  # (1, C, h, w)
-    high: Tensor
-    psu: Tensor  # pixel-space upsampling, for comparison
+    images: dict[str, Tensor]  # decoded: the small latent, enlarged by bilinear and psu, and the truth; as the photo
 
 
 @torch.inference_mode()
@@ -43,8 +43,14 @@ def held_out(photos: Sequence[Photo], vae: Autoencoder, flow: FlowConfig, short_
         top, left = (max(0, (length - side) // 2) // multiple * multiple for length in photo.shape[2:])
         photo = photo[:, :, top : top + side, left : left + side].to(next(vae.parameters()).device)
         low = vae.encode(reduce(photo, flow.scale))
-        psu = vae.encode(enlarge(vae.decode(low), flow.scale))
-        result.append(HeldOut(photo, low, vae.encode(photo), psu))
+        small = vae.decode(low)
+        images = {
+            "low": F.pad(small, (0, photo.shape[3] - small.shape[3], 0, photo.shape[2] - small.shape[2])),
+            "bilinear": vae.decode(interpolate(low, flow.scale, "bilinear")),
+            "psu": vae.decode(vae.encode(enlarge(small, flow.scale))),
+            "truth": vae.decode(vae.encode(photo)),
+        }
+        result.append(HeldOut(photo, low, images))
     return result
 
 
@@ -60,23 +66,16 @@ def validate(
     sums: dict[str, float] = {}
     rows: list[Tensor] = []
     for i, example in enumerate(held):
-        latents = {
-            "bilinear": interpolate(example.low, model.scale, "bilinear"),
-            "psu": example.psu,
-            "model": model.upscale(example.low, Sampling(steps, batch_index=(i,)), vae=vae),
-            "truth": example.high,
-        }
-        images = {name: vae.decode(latent) for name, latent in latents.items()}
+        lifted = vae.decode(model.upscale(example.low, Sampling(steps, batch_index=(i,)), vae=vae))
+        low, bilinear, psu, truth = (example.images[name] for name in ("low", "bilinear", "psu", "truth"))
+        images = {"bilinear": bilinear, "psu": psu, "model": lifted, "truth": truth}
         for name, image in images.items():
             sums[f"psnr_{name}"] = sums.get(f"psnr_{name}", 0) + metrics.psnr(image, example.photo).item()
         if features is not None:
-            truth = features(images["truth"])
+            of_truth = features(truth)
             for name in ("psu", "model"):
-                lp = judge.perceptual_distance(features(images[name]), truth).item()
+                lp = judge.perceptual_distance(features(images[name]), of_truth).item()
                 sums[f"lp_{name}"] = sums.get(f"lp_{name}", 0) + lp
-        small = vae.decode(example.low)
-        canvas = torch.zeros_like(example.photo)
-        canvas[:, :, : small.shape[2], : small.shape[3]] = small
-        rows.append(torch.cat([canvas, *images.values()], dim=3))
+        rows.append(torch.cat([low, *images.values()], dim=3))
     save_photo(torch.cat([r for r in rows if r.shape == rows[0].shape][:8], dim=2), picture)
     return {name: value / len(held) for name, value in sums.items()}

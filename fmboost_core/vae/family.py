@@ -27,6 +27,7 @@ COLOURS = {
     ),
 }
 MARGIN = 0.15
+LEAST = 0.4  # of the variance of the colours explained; the right family explains 0.64 and more
 
 
 @torch.no_grad()
@@ -42,7 +43,8 @@ def mistaken_for(vae: VAE, space: LatentSpace) -> LatentSpace | None:
             found = _centred(torch.einsum("bchw,kc->bkhw", latents, torch.tensor(weights) / 1000))
             fits[name] = 1 - ((found - wanted).square().sum() / wanted.square().sum()).item()
     best = max(fits, key=fits.__getitem__)
-    return LATENT_SPACES[best] if fits[best] > fits[space.name] + MARGIN else None
+    clearly = fits[best] > max(fits[space.name] + MARGIN, LEAST)
+    return LATENT_SPACES[best] if clearly else None
 
 
 def _centred(picture: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,8 @@ from .files import model_path, models_for
 
 HALF = (torch.float16, torch.bfloat16)
 WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)
+# Latent pixels to lift at once: more is slower where they leave the cache, and keeps a card no busier.
+AT_ONCE = {"cpu": 64 * 64, "other": 512 * 512}
 
 
 class HostModel(CFMModel):
@@ -34,6 +36,15 @@ class HostModel(CFMModel):
     ) -> None:
         super().__init__(config, patcher.model, device=patcher.load_device, dtype=dtype)
         self.name, self.patcher = name, patcher
+        self.overflowed = False  # a lift in half precision did
+
+    def images_at_once(self, height: int, width: int, tile: int) -> int:
+        """How many results of height x width latent pixels to make together: as the device is fast, in half of the
+        memory that is free."""
+        useful = AT_ONCE.get(self.device.type, AT_ONCE["other"]) // (height * width)
+        pictures = 16 * 3 * height * width * self.space.pixels**2  # of float32, and as many for what the VAE makes
+        free = mm.get_free_memory(self.device) / 2 // (self.bytes_needed(1, height, width, tile) + pictures)
+        return max(1, min(useful, int(free)))
 
     def in_float32(self) -> HostModel:
         """The same weights, with the network's arithmetic in float32."""
@@ -61,7 +72,14 @@ class HostModel(CFMModel):
     def _network(self, pair: Tensor, t: Tensor) -> Tensor:
         # Here and not in the callback, so that a cancel also stops between the tiles of one evaluation.
         mm.throw_exception_if_processing_interrupted()
-        return super()._network(pair, t)
+        try:
+            return super()._network(pair, t)
+        except Exception as error:
+            if pair.shape[0] == 1 or not _is_out_of_memory(error):
+                raise
+        # Outside the handler, whose traceback would keep the tensors of the failed run alive.
+        mm.soft_empty_cache()
+        return torch.cat([self._network(*half) for half in zip(pair.chunk(2), t.chunk(2), strict=True)])
 
 
 def load_model(name: str) -> HostModel:

@@ -21,27 +21,33 @@ PREVIEW_SIZE = 128  # latent pixels
 
 
 class Progress:
-    """Progress over several lifts, with the current estimate of the result as its picture."""
+    """Progress over lifts, of which some run together, with the first one's current estimate as its picture."""
 
     def __init__(self, device: torch.device, space: str, lifts: int, evaluations: int | None, passes: int) -> None:
         """A lift has `passes` of a VAE and then `evaluations` of the network; None where the solver chooses them:
         progress is then time in the flow."""
         self.passes, self.per_lift = passes, passes + (evaluations or 1000)
-        self.evaluations = 0
+        self.evaluations, self.begun, self.together = 0, 0, 1
         self.bar = comfy.utils.ProgressBar(lifts * self.per_lift)
         self.previewer = latent_preview.get_previewer(device, latent_format(space))
 
-    def update(self, lift: int, evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
-        """Report evaluation number `evaluation` of lift number `lift`; `estimate` (1, C, h, w), scaled."""
-        self.evaluations += 1
-        done = evaluation if total else round(t * (self.per_lift - self.passes))
-        value = lift * self.per_lift + self.passes + done
-        self.bar.update_absolute(value, self.bar.total, self._picture(estimate))
+    def begin(self, number: int, together: int) -> None:
+        """What is reported from now on is of lift `number` and those after it, `together` in all."""
+        self.begun, self.together = number, together
 
-    def passed(self, lift: int, number: int) -> None:
-        """Report that pass `number` of the VAE in lift number `lift` is done; a cancel stops the run here."""
+    def update(self, evaluation: int, total: int | None, t: float, estimate: Tensor) -> None:
+        """Report evaluation number `evaluation`; `estimate` (together, C, h, w), scaled."""
+        self.evaluations += self.together
+        done = evaluation if total else round(t * (self.per_lift - self.passes))
+        self._advance(self.passes + done, self._picture(estimate[:1]))
+
+    def passed(self, number: int) -> None:
+        """Report that pass `number` of the VAE is done; a cancel stops the run here."""
         mm.throw_exception_if_processing_interrupted()  # the bar of newer hosts looks only now and then
-        self.bar.update_absolute(lift * self.per_lift + number, self.bar.total)
+        self._advance(number, None)
+
+    def _advance(self, done: int, picture: Any) -> None:
+        self.bar.update_absolute(self.begun * self.per_lift + self.together * done, self.bar.total, picture)
 
     def show(self, text: str) -> None:
         """Write `text` on the node, where there is a browser that shows it."""

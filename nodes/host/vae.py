@@ -12,7 +12,9 @@ from torch import Tensor
 import nodes as comfy_nodes
 
 from ...fmboost_core import LatentSpace
+from ...fmboost_core.vae.family import mistaken_for
 from ...fmboost_core.vae.protocol import VAE
+from .files import TROUBLE
 from .latents import latent_format
 from .memory import HostModel
 
@@ -78,3 +80,17 @@ def find_vae(model: HostModel, vae: comfy.sd.VAE | None, space: LatentSpace) -> 
         log.info("CFM Latent Upscale: no VAE connected, using %s from models/vae_approx", space.taesd)
         vae = loader().load_vae(space.taesd)[0]
     return partial(HostVAE, vae, space)
+
+
+def doubts_about(vae: comfy.sd.VAE | None, model: HostModel, space: LatentSpace) -> str:
+    """A sentence about a VAE of another family with as many channels, which would lift into wrong colours; otherwise
+    empty. It costs one encode of 64x128 pixels."""
+    if vae is None or model.config.flow.upsampling != "psu":
+        return ""
+    other = mistaken_for(HostVAE(vae, space, 0, lambda number: None), space)
+    if other is None:
+        return ""
+    return (
+        f"the VAE makes latents with the colours of {other.name} and the CFM model works on {space.name} latents: if "
+        f"the result has wrong colours, connect the VAE that the samples come from ({TROUBLE})"
+    )

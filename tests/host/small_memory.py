@@ -101,6 +101,22 @@ def out_of_memory() -> dict:
     return found
 
 
+def batch() -> dict:
+    """A card that has room for one image at a time, though the host said that there was room for three."""
+    model, low, seen = load("random.safetensors"), latents(3, 8, 8), []
+    together = lift(model, low)
+    forward = type(model.net).forward
+
+    def limited(x, t, context):
+        seen.append(x.shape[0])
+        if x.shape[0] > 1:
+            raise mm.OOM_EXCEPTION("out of memory")
+        return forward(model.net, x, t, context)
+
+    model.net.forward = limited
+    return {"difference": float((lift(model, low) - together).abs().max()), "images": seen}
+
+
 def uncastable(name: str) -> list[str]:
     """Layers with weights of their own that the host cannot cast as they are used."""
     return [
@@ -155,9 +171,21 @@ def overflow() -> dict:
     log.take("")
     low, large = latents(1, 24, 20), load("large.safetensors")
     half = type(large)(large.name, large.config, large.patcher, torch.float16)
+    finite = bool(half.upscale(low * 0.18215, steps=2).isfinite().all())
+    forward, dtypes = type(large.net).forward, []
+
+    def recorded(x, t, context):
+        dtypes.append(str(x.dtype))
+        return forward(large.net, x, t, context)
+
+    large.net.forward = recorded
+    lifts = [lift(half, low), lift(half, low)]
+    ran = dtypes.copy()
+    exact = lift(large, low)
     return {
-        "half is finite": bool(half.upscale(low * 0.18215, steps=2).isfinite().all()),
-        "repeated in float32": torch.equal(lift(half, low), lift(large, low)),
+        "half is finite": finite,
+        "repeated in float32": all(torch.equal(one, exact) for one in lifts),
+        "evaluations": ran,
         "lines": log.take("overflow"),
     }
 
@@ -175,6 +203,7 @@ with torch.inference_mode():
     logging.getLogger("pack").addHandler(log)
     found = {
         "out of memory": out_of_memory(),
+        "batch": batch(),
         "overflow": overflow(),
         "no vae": no_vae(),
         "expected over measured": {tile: expected_over_measured(tile) for tile in (0, 32)},

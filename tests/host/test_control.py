@@ -54,7 +54,7 @@ def test_the_two_passes_of_the_vae_are_reported_before_the_evaluations(server, t
     seen = []
     graph = lift_graph(tmp_path, latents(2), "identity-psu.safetensors", steps=3)
     server.run(graph, lambda node, value, total: seen.append((value, total)))
-    assert seen[0] == (1, 10)  # of two lifts of two passes and three evaluations
+    assert seen[0] == (2, 10)  # of two lifts together, of two passes and three evaluations each
     assert seen[-1] == (10, 10)
     assert [value for value, _ in seen] == sorted({value for value, _ in seen})
 
@@ -82,12 +82,29 @@ def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames
                 texts.append(event[8:].decode())
             elif event["type"] == "execution_success" and event["data"]["prompt_id"] == prompt:
                 break
-    assert len(pictures) == 3 * max(frames, 1)
+    assert len(pictures) == 3  # frames are lifted together
     assert f"8x12 -> 16x24 latent, 64x96 -> 128x192 px, {3 * max(frames, 1)} evaluations, " in texts[-1]
     kind, encoding = int.from_bytes(pictures[0][:4], "big"), int.from_bytes(pictures[0][4:8], "big")
     assert (kind, encoding) == (1, 1)  # a preview, as JPEG
     width, height = Image.open(BytesIO(pictures[-1][8:])).size
     assert height / width == pytest.approx(12 / 8, rel=0.05)
+
+
+@pytest.mark.parametrize(("vae", "doubted"), [("taesd", False), ("taesdxl", True)])
+def test_a_vae_of_another_family_is_doubted_on_the_node_and_in_the_log(server, tmp_path, vae, doubted):
+    graph = lift_graph(tmp_path, latents(), "identity-psu.safetensors", vae=["5", 0])
+    graph["5"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
+    client, texts, before = server.client(), [], len(server.log)
+    with client.listen() as events:
+        prompt = client.queue(graph)
+        for event in events:
+            if isinstance(event, bytes) and event[3] == 3:
+                texts.append(event[8:].decode())
+            elif isinstance(event, dict) and event["type"] == "execution_success":
+                assert event["data"]["prompt_id"] == prompt
+                break
+    sentence = "the VAE makes latents with the colours of sdxl and the CFM model works on sd15 latents"
+    assert (sentence in texts[-1], sentence in server.log[before:]) == (doubted, doubted)
 
 
 def test_a_cancel_is_obeyed_within_one_evaluation_and_the_next_run_works(server, tmp_path):

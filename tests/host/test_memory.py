@@ -72,6 +72,15 @@ def test_half_precision_that_overflows_is_repeated_in_float32(found):
     assert found["overflow"]["lines"] == ["CFM Latent Upscale: torch.float16 overflowed, repeating the run in float32"]
 
 
+def test_a_model_that_overflowed_once_is_run_in_float32_from_then_on(found):
+    assert found["overflow"]["evaluations"] == 2 * ["torch.float16"] + 4 * ["torch.float32"]
+
+
+def test_images_that_do_not_fit_together_are_lifted_in_smaller_groups(found):
+    assert found["batch"]["difference"] < 1e-4
+    assert found["batch"]["images"] == 2 * [3, 2, 1, 1, 1]  # in each of two evaluations
+
+
 def test_without_any_autoencoder_one_sentence_says_what_to_do(found):
     assert "psu-sdxl.safetensors" in found["no vae"]
     assert "connect the VAE of your checkpoint to the vae input" in found["no vae"]

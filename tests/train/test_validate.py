@@ -10,6 +10,7 @@ from PIL import Image
 from fmboost_core.config import FlowConfig, ModelConfig, NetConfig
 from fmboost_core.evaluate.metrics import psnr
 from fmboost_core.images.files import save_photo
+from fmboost_core.images.resize import enlarge
 from fmboost_core.latent_spaces import latent_space
 from fmboost_core.model import CFMModel, build_network
 from fmboost_core.train.validate import held_out, validate
@@ -36,7 +37,8 @@ class Elsewhere:
 def test_the_middle_of_a_photo_divides_by_the_scale_and_is_where_its_latents_are(tmp_path, scale, side):
     save_photo(torch.rand(1, 3, 320, 400), tmp_path / "a.png")
     (held,) = held_out([tmp_path / "a.png"], Elsewhere(), FlowConfig(scale=scale), None)
-    assert {tensor.device.type for tensor in vars(held).values()} == {"meta"}
+    assert {tensor.device.type for tensor in (held.photo, held.low, *held.images.values())} == {"meta"}
+    assert {image.shape for image in held.images.values()} == {held.photo.shape}
     assert held.photo.shape[2:] == (side, side)
     assert held.low.shape[2:] == (side // 8 // scale,) * 2
 
@@ -49,8 +51,8 @@ def test_figures_are_those_of_the_decoded_pictures(tmp_path, vae, draw):
     values = validate(CFMModel(config, build_network(config).eval()), held, vae, tmp_path / "look.png")
     with torch.inference_mode():
         for name, latents in (
-            ("truth", [h.high for h in held]),
-            ("psu", [h.psu for h in held]),
+            ("truth", [vae.encode(h.photo) for h in held]),
+            ("psu", [vae.encode(enlarge(vae.decode(h.low), 2)) for h in held]),
             ("model", [h.low.repeat_interleave(2, 2).repeat_interleave(2, 3) for h in held]),
         ):
             found = [psnr(vae.decode(z), h.photo).item() for z, h in zip(latents, held, strict=True)]
