@@ -197,10 +197,10 @@ class CFMLatentUpscale(io.ComfyNode):
             high, path = low[images], []
             for stage in range(count):
                 progress.begin(first * count + stage * high.shape[0], high.shape[0])
-                seed_of_stage = stage_seed(sampling.seed, stage)
+                seed = stage_seed(sampling.seed, stage)
                 lift = _Lift(
                     model,
-                    replace(sampling, seed=seed_of_stage, batch_index=latents.batch_index[images]),
+                    replace(sampling, seed=seed, batch_index=latents.batch_index[images]),
                     partial(make_vae, passed=progress.passed),
                     None if source is None else source[images],
                     _keeping(path, progress.update) if options.trajectory else progress.update,

@@ -1,6 +1,6 @@
 """The pictures of the documentation: rows of an evaluation's sheet, and 512 to 2048 px (paper Fig. 17).
 
-python tools/pictures.py rows results/chosen.png 0 3 7 docs/images/models.jpg
+python tools/pictures.py rows results/chosen.png:0,3,7 docs/images/models.jpg
 python tools/pictures.py large photos/val/0180.jpg photos/val/0036.jpg --vae taesd
 """
 
@@ -26,28 +26,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("rows")
-    command.add_argument("sheet", type=Path, help="a page that fmboost evaluate --out wrote")
-    command.add_argument("numbers", type=int, nargs="+", help="its rows to keep, from 0")
+    command.add_argument("parts", nargs="+", metavar="PAGE:ROWS", help="a page of evaluate --out, and rows from 0")
     command.add_argument("out", type=Path)
+    command.add_argument("--width", type=int, help="px of the result (default: that of the page)")
     command = commands.add_parser("large")
     command.add_argument("photos", type=Path, nargs="+")
     command.add_argument("--vae", type=Path, required=True)
     args = parser.parse_args()
     if args.command == "rows":
-        rows(args.sheet, args.numbers, args.out)
+        rows(args.parts, args.out, args.width)
     else:
         with torch.inference_mode():
             large(args.photos, args.vae, IMAGES)
 
 
-def rows(sheet: Path, numbers: list[int], out: Path) -> None:
-    """Cut the rows `numbers` out of a page of the sheet, and write them below each other."""
-    height = WINDOW * ZOOM + LABEL + GAP
-    with Image.open(sheet) as whole:
-        canvas = Image.new("RGB", (whole.width, height * len(numbers) + GAP), "white")
-        for i, number in enumerate(numbers):
-            top = GAP + number * height
-            canvas.paste(whole.crop((0, top, whole.width, top + height)), (0, GAP + i * height))
+def rows(parts: list[str], out: Path, width: int | None) -> None:
+    """Cut rows out of pages of the sheet, and write them below each other."""
+    height, strips = WINDOW * ZOOM + LABEL + GAP, []
+    for part in parts:
+        sheet, _, numbers = part.rpartition(":")
+        with Image.open(sheet) as whole:
+            for top in (GAP + int(number) * height for number in numbers.split(",")):
+                strips.append(whole.crop((0, top, whole.width, top + height)))
+    canvas = Image.new("RGB", (strips[0].width, height * len(strips) + GAP), "white")
+    for i, strip in enumerate(strips):
+        canvas.paste(strip, (0, GAP + i * height))
+    if width:
+        canvas = canvas.resize((width, round(canvas.height * width / canvas.width)), Image.Resampling.LANCZOS)
     canvas.save(out, quality=80)
 
 
