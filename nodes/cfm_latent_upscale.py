@@ -188,6 +188,7 @@ class CFMLatentUpscale(io.ComfyNode):
             log.warning("CFM Latent Upscale: %s", doubts)
         passes = 2 if model.config.flow.upsampling == "psu" else 0
         progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps), passes)
+        batch_index = latents.batch_index
         began, results, paths = time.perf_counter(), [], []
         # An adaptive solver chooses the steps of each image for itself.
         alone = evaluations(sampling.solver, steps) is None
@@ -197,10 +198,10 @@ class CFMLatentUpscale(io.ComfyNode):
             high, path = low[images], []
             for stage in range(count):
                 progress.begin(first * count + stage * high.shape[0], high.shape[0])
-                seed = stage_seed(sampling.seed, stage)
+                of_stage = replace(sampling, seed=stage_seed(sampling.seed, stage), batch_index=batch_index[images])
                 lift = _Lift(
                     model,
-                    replace(sampling, seed=seed, batch_index=latents.batch_index[images]),
+                    of_stage,
                     partial(make_vae, passed=progress.passed),
                     None if source is None else source[images],
                     _keeping(path, progress.update) if options.trajectory else progress.update,
