@@ -15,7 +15,7 @@ from fmboost_core.model import CFMModel, build_network
 from fmboost_core.noise import draw_noise
 from fmboost_core.sampling import Sampling
 from fmboost_core.train.adversaries import Adversaries, Scores, Views, deceived, hinge
-from fmboost_core.train.few_step import FewStep
+from fmboost_core.train.few_step import FewStep, window_corner
 from fmboost_core.train.loop import ADVERSARIES, NETWORK
 from fmboost_core.train.objectives import context_of
 from fmboost_core.train.settings import DataSettings, FewStepSettings, RunSettings, TrainSettings
@@ -89,7 +89,18 @@ def run(stage, net, batch, step, adversaries=None):
 def drawn(step):
     """The step of the trajectory and the corner of the window, as the run's seed gives them."""
     rng = np.random.default_rng((SETTINGS.train.seed, step, 2))
-    return int(rng.integers(4)), (2 * rng.integers((16 - 8) // 2 + 1, size=2)).tolist()
+    return int(rng.integers(4)), window_corner((16 - 8) // 2 + 1, 2, rng)
+
+
+def test_the_outermost_pixels_are_in_every_third_window():
+    """Of five places on a side the ends have 0.35 each: half of the draws, and a fifth of the other half."""
+    rng = np.random.default_rng(0)
+    corners = np.array([window_corner(5, 2, rng) for _ in range(4000)])
+    for side in corners.T:
+        share = [(side == place).mean() for place in (0, 2, 4, 6, 8)]
+        np.testing.assert_allclose(share, [0.35, 0.1, 0.1, 0.1, 0.35], atol=0.03)
+    assert abs(np.corrcoef(corners.T)[0, 1]) < 0.05
+    assert window_corner(1, 2, rng) == (0, 0)
 
 
 def test_an_estimate_is_what_the_sampler_reports_at_that_evaluation(stage, net, batch):
