@@ -334,4 +334,4 @@ def _summary(low: Tensor, high: Tensor, pixels: int, calls: int, seconds: float)
     (h, w), (high_h, high_w) = low.shape[2:], high.shape[2:]
     images = f"{low.shape[0]} images, " if low.shape[0] > 1 else ""
     sizes = f"{w}x{h} -> {high_w}x{high_h} latent, {w * pixels}x{h * pixels} -> {high_w * pixels}x{high_h * pixels} px"
-    return f"{images}{sizes}, {calls} evaluations, {seconds:.1f} s"
+    return f"{images}{sizes}, {calls} evaluation{'s' * (calls != 1)}, {seconds:.1f} s"

@@ -50,12 +50,16 @@ class Progress:
         self.bar.update_absolute(self.begun * self.per_lift + self.together * done, self.bar.total, picture)
 
     def show(self, text: str) -> None:
-        """Write `text` on the node, where there is a browser that shows it."""
+        """Write `text` on the node, in the browser that queued the prompt."""
         running = get_executing_context()
-        if running is not None:
-            from server import PromptServer  # here, because it brings the whole web server with it
+        if running is None:
+            return
+        from server import PromptServer  # here, because it brings the whole web server with it
 
-            PromptServer.instance.send_progress_text(text, running.node_id)
+        # Without a client the host writes to every tab, on whatever node has this number there.
+        client = PromptServer.instance.client_id
+        if client is not None:
+            PromptServer.instance.send_progress_text(text, running.node_id, client)
 
     def _picture(self, estimate: Tensor) -> Any:
         if self.previewer is None:

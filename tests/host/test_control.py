@@ -90,6 +90,23 @@ def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames
     assert height / width == pytest.approx(12 / 8, rel=0.05)
 
 
+def test_what_is_written_on_a_node_reaches_only_the_tab_that_queued_it(server, tmp_path):
+    """Tabs with workflows from one template have nodes of the same numbers."""
+    tabs = [server.client(), server.client()]
+    with tabs[0].listen() as first, tabs[1].listen() as second:
+        for tab, side in zip(tabs, (8, 12), strict=True):
+            tab.queue(lift_graph(tmp_path, latents(1, side, side), steps=1))
+        for events, size in ((first, "64x64 -> 128x128"), (second, "96x96 -> 192x192")):
+            texts = []
+            for event in events:
+                if isinstance(event, bytes) and event[3] == 3:
+                    texts.append(event[8:].decode())
+                elif isinstance(event, dict) and event["type"] == "execution_success":
+                    break
+            assert len(texts) == 1
+            assert f"{size} px, 1 evaluation, " in texts[0]
+
+
 @pytest.mark.parametrize(("vae", "doubted"), [("taesd", False), ("taesdxl", True)])
 def test_a_vae_of_another_family_is_doubted_on_the_node_and_in_the_log(server, tmp_path, vae, doubted):
     graph = lift_graph(tmp_path, latents(), "identity-psu.safetensors", vae=["5", 0])
