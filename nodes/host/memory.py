@@ -42,7 +42,7 @@ class HostModel(CFMModel):
         """How many results of height x width latent pixels to make together: as the device is fast, in half of the
         memory that is free."""
         useful = AT_ONCE.get(self.device.type, AT_ONCE["other"]) // (height * width)
-        pictures = 16 * 3 * height * width * self.space.pixels**2  # of float32, and as many for what the VAE makes
+        pictures = 4 * 3 * 4 * height * width * self.space.pixels**2  # up to four copies of a picture in float32
         free = mm.get_free_memory(self.device) / 2 // (self.bytes_needed(1, height, width, tile) + pictures)
         return max(1, min(useful, int(free)))
 
