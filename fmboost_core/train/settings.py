@@ -110,6 +110,7 @@ class FewStepSettings:
     window: int = 16  # latent pixels on a side that are decoded
     latent: float = 0.5
     pixel: float = 2.0
+    colour: float = 3.0  # means of squares of 32 px
     features: float = 3.0
     structure: float = 1.0  # structure and texture of the same features
     picture_adversary: float = 0.1

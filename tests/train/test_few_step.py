@@ -15,7 +15,7 @@ from fmboost_core.model import CFMModel, build_network
 from fmboost_core.noise import draw_noise
 from fmboost_core.sampling import Sampling
 from fmboost_core.train.adversaries import Adversaries, Scores, Views, deceived, hinge
-from fmboost_core.train.few_step import FewStep, window_corner
+from fmboost_core.train.few_step import FewStep, nearly_clamped, window_corner
 from fmboost_core.train.loop import ADVERSARIES, NETWORK
 from fmboost_core.train.objectives import context_of
 from fmboost_core.train.settings import DataSettings, FewStepSettings, RunSettings, TrainSettings
@@ -128,10 +128,24 @@ def test_pictures_are_of_one_window_and_each_is_shown_beside_the_small_one(stage
         shown = batch["high"][:, :3, top : top + 8, left : left + 8]
         assert torch.equal(real.picture, shown.repeat_interleave(8, 2).repeat_interleave(8, 3))
         torch.testing.assert_close(real.low_picture[:, :, 8::16, 8::16], shown[:, :, ::2, ::2])
-        decoded = judged.latents[:, :3, top : top + 8, left : left + 8].clamp(-0.05, 1.05)
-        assert torch.equal(judged.picture[:, :, ::8, ::8], decoded)
+        decoded = judged.latents[:, :3, top : top + 8, left : left + 8]
+        assert torch.equal(judged.picture[:, :, ::8, ::8], nearly_clamped(decoded))
         assert torch.equal(judged.low_picture, real.low_picture)
         assert torch.equal(made.picture, judged.picture.detach()) and torch.equal(real.latents, batch["high"])
+
+
+def squares(picture):
+    """Mean colours of the squares of 32 px of a (B, 3, 64, 64) picture: (B, 3, 2, 2)."""
+    return picture.detach().reshape(-1, 3, 2, 32, 2, 32).mean((3, 5))
+
+
+def test_pixels_beyond_black_and_white_still_pull_back():
+    """Clamped wholly they sent no gradient, and line drawings ran into blotches blacker than black."""
+    pixels = torch.tensor([-1.05, -0.05, 0.5, 1.05, 2.05], requires_grad=True)
+    held = nearly_clamped(pixels)
+    torch.testing.assert_close(held.detach(), torch.tensor([-0.25, -0.05, 0.5, 1.05, 1.25]))
+    held.sum().backward()
+    torch.testing.assert_close(pixels.grad[[0, 2, 4]], torch.tensor([0.2, 1.0, 0.2]))
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
@@ -143,6 +157,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
     expected = {
         "latent": (made.latents - batch["high"]).abs().mean(),
         "pixel": (made.picture - real.picture).abs().mean(),
+        "colour": (squares(made.picture) - squares(real.picture)).abs().mean(),
     }
     for part, value in expected.items():
         torch.testing.assert_close(seen[part], value.detach())
@@ -151,7 +166,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
         for a, b in zip(made.features, real.features, strict=True)
     ]
     torch.testing.assert_close(seen["features"], torch.stack([c.mean() for c in cosines]).mean(), atol=1e-5, rtol=1e-4)
-    parts = 0.5 * seen["latent"] + 2.0 * seen["pixel"] + 3.0 * seen["features"] + 1.0 * seen["structure"]
+    parts = 0.5 * seen["latent"] + 2.0 * seen["pixel"] + 3.0 * seen["colour"]
+    parts = parts + 3.0 * seen["features"] + 1.0 * seen["structure"]
     adversaries = few.picture_adversary + few.feature_adversary + few.latent_adversary
     torch.testing.assert_close(loss.detach(), parts - 0.5 * adversaries)
     assert judgement.item() == pytest.approx(3 * (0.5 + 1.5))  # both at 0.5: hinges of 1 - 0.5 and 1 + 0.5
