@@ -11,7 +11,9 @@ The rows, each with its ratio to the full autoencoder's decode of the result:
 - decoding the small latent, enlarging with RRDBNet (Real-ESRGAN x4plus, 16.7M) and encoding: what people use today;
 - with `--authors CLONE`, a clone of CompVis/fm-boosting: its 306M network against ours with the same weights;
 - what the machine gives: its best matrix product and convolution, and the share of that which the network reaches;
-- with `--profile`, nothing of the above, but where the time of one evaluation goes.
+- with `--profile`, nothing of the above, but where the time of one evaluation goes;
+- with `--sides 256,1024,4096`, nothing of the above, but the seconds per megapixel of the network and of the lift with
+  a tiny VAE at these sizes: where the rows agree, time is linear in pixels.
 
 Prints Markdown: medians of `--repeats` runs, with the spread, and ratios run by run.
 """
@@ -31,7 +33,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from measure import Clock, flops, peak, shares, spread
 from torch import Tensor, nn
 
-from fmboost_core import NetConfig, Sampling, load_model, shipped_models
+from fmboost_core import CFMModel, NetConfig, Sampling, load_model, shipped_models
 from fmboost_core.unet import UNet
 from fmboost_core.vae.autoencoder import Autoencoder
 from fmboost_core.vae.kl import _Decoder as FullDecoder
@@ -92,6 +94,27 @@ def authors_pair(clone: Path, device: str) -> tuple[nn.Module, UNet]:
     return theirs.to(device).eval(), ours.to(device).eval()
 
 
+def tiny_vae(model: CFMModel, device: str, dtype: torch.dtype) -> Autoencoder:
+    """A tiny VAE with random weights for the model's latents."""
+    channels = model.space.channels
+    return Autoencoder(model.space, tiny_encoder(channels), tiny_decoder(channels)).ready(device, dtype)
+
+
+def by_size(model: CFMModel, vae: Autoencoder, sides: list[int], sampling: Sampling, clock: Clock) -> None:
+    """Prints the seconds per megapixel of the result, of the network alone and of the whole lift, at these sides."""
+    for side in sides:
+        low = torch.randn(1, model.space.channels, side // 16, side // 16, device=clock.device)
+        context = model.make_context(low, vae)
+        source = model.make_source(context, sampling)
+        clock.add(f"{side} network", partial(model.integrate, source, context, sampling))
+        clock.add(f"{side} lift", partial(model.upscale, low, sampling, vae=vae))
+    measured = clock.measure()
+    print("| px | network, s per megapixel | lift, s per megapixel |\n|--:|--:|--:|")
+    for side in sides:
+        network, lift = ([s * 1e6 / side**2 for s in measured[f"{side} {part}"]] for part in ("network", "lift"))
+        print(f"| {side} | {spread(network)} | {spread(lift)} |")
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,6 +125,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="only the shares of kinds of operators in an evaluation")
+    parser.add_argument("--sides", help="only seconds per megapixel at these sides in px, such as 256,1024,4096")
     parser.add_argument("--authors", type=Path, help="a clone of CompVis/fm-boosting")
     args = parser.parse_args()
     name = f"fmboost-{args.family}-x2"
@@ -120,10 +144,15 @@ def main() -> None:
         return model.net(high, times, context)
 
     where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{name}, {args.side} px, {args.dtype}, {where}\n")
+    print(f"{name}, {args.sides or args.side} px, {args.dtype}, {where}\n")
     if args.profile:
         print("| of an evaluation | |\n|---|--:|")
         print("\n".join(f"| {kind} | {share:.1%} |" for kind, share in shares(evaluation, device).items()))
+        return
+    sampling = Sampling(steps=args.steps)
+    tiny = tiny_vae(model, device, dtype)
+    if args.sides:
+        by_size(model, tiny, [int(s) for s in args.sides.split(",")], sampling, Clock(device, args.repeats))
         return
     vae = AutoencoderKL(**VAE, latent_channels=channels).to(**on).eval()
     diffusion = UNet2DConditionModel(**SD15).to(**on).eval()
@@ -147,11 +176,10 @@ def main() -> None:
     clock.add(f"network alone, {args.steps} evaluations", lambda: [evaluation() for _ in range(args.steps)])
     vaes: dict[str, Autoencoder | None] = {"": None}
     if model.config.flow.upsampling == "psu":
-        tiny = Autoencoder(model.space, tiny_encoder(channels), tiny_decoder(channels)).ready(device, dtype)
         full = Autoencoder(model.space, FullEncoder(vae, model.space), FullDecoder(vae, model.space), tile=128)
         vaes = {", its VAE a tiny one": tiny, ", its VAE the full one": full}
     for said, its in vaes.items():
-        clock.add(f"lift, {args.steps} steps{said}", partial(model.upscale, low, Sampling(steps=args.steps), vae=its))
+        clock.add(f"lift, {args.steps} steps{said}", partial(model.upscale, low, sampling, vae=its))
     clock.add("encode of the result, full VAE", lambda: vae.encode(picture))
     clock.add("decode, RRDBNet, encode", today)
     clock.add(f"second sampling pass, {SAMPLING_STEPS} steps", sampling)
