@@ -149,10 +149,10 @@ def main() -> None:
         print("| of an evaluation | |\n|---|--:|")
         print("\n".join(f"| {kind} | {share:.1%} |" for kind, share in shares(evaluation, device).items()))
         return
-    sampling = Sampling(steps=args.steps)
+    euler = Sampling(steps=args.steps)
     tiny = tiny_vae(model, device, dtype)
     if args.sides:
-        by_size(model, tiny, [int(s) for s in args.sides.split(",")], sampling, Clock(device, args.repeats))
+        by_size(model, tiny, [int(s) for s in args.sides.split(",")], euler, Clock(device, args.repeats))
         return
     vae = AutoencoderKL(**VAE, latent_channels=channels).to(**on).eval()
     diffusion = UNet2DConditionModel(**SD15).to(**on).eval()
@@ -179,7 +179,7 @@ def main() -> None:
         full = Autoencoder(model.space, FullEncoder(vae, model.space), FullDecoder(vae, model.space), tile=128)
         vaes = {", its VAE a tiny one": tiny, ", its VAE the full one": full}
     for said, its in vaes.items():
-        clock.add(f"lift, {args.steps} steps{said}", partial(model.upscale, low, sampling, vae=its))
+        clock.add(f"lift, {args.steps} steps{said}", partial(model.upscale, low, euler, vae=its))
     clock.add("encode of the result, full VAE", lambda: vae.encode(picture))
     clock.add("decode, RRDBNet, encode", today)
     clock.add(f"second sampling pass, {SAMPLING_STEPS} steps", sampling)
