@@ -20,7 +20,7 @@ from ..sampling import STEPS, Sampling
 from ..unet import UNet
 from ..vae.autoencoder import Autoencoder
 from ..vae.files import load_vae
-from .disturb import disturb
+from .disturb import disturb, disturb_context
 from .encode import Encoder, Variant, encode_photos
 from .few_step import FewStep
 from .latents import LatentCrops, LatentSet, is_packed
@@ -67,7 +67,9 @@ class LiftTask:
         if cascaded:
             batch = self._lifted_low(batch, seed=int(rng.integers(2**20)))
         if train.disturbed:
-            batch = disturb(batch, train.disturbed, torch.Generator().manual_seed(int(rng.integers(2**62))))
+            draw = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            change = disturb_context if self.settings.flow.upsampling == "psu" else disturb
+            batch = change(batch, train.disturbed, draw)
         return batch
 
     def losses(self, modules: dict[str, nn.Module], batch: dict[str, Tensor], step: int) -> Losses:

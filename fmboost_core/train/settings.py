@@ -81,7 +81,7 @@ class TrainSettings:
     grad_clip: float = 1.0
     ema: float = 0.999
     upsampled_weight: float = 0.3  # of the L1 error of a learned context's upsampled latent
-    disturbed: float = 0.0  # share of the crops whose low latents look as a sampler leaves them (`disturb.py`)
+    disturbed: float = 0.0  # share of the crops that are changed, so as to look like what users have (`disturb.py`)
     cascaded: float = 0.0  # share of the crops lifted from a first lift's result, as in a cascade
     precision: str = "bf16"  # or fp16, or no
     seed: int = 0
@@ -164,9 +164,8 @@ class RunSettings:
                 f"few_step.window is {window}: expected a multiple of the scale {scale}, at most train.crop, "
                 f"{self.train.crop}"
             )
-        for name in ("cascaded", "disturbed"):
-            if getattr(self.train, name) and self.flow.upsampling == "psu":
-                raise ValueError(f"{name} crops have no decoded picture: set train.{name} to 0 with upsampling psu")
+        if self.train.cascaded and self.flow.upsampling == "psu":
+            raise ValueError("cascaded crops have no decoded picture: set train.cascaded to 0 with upsampling psu")
         if self.train.cascaded and scale != 2:
             raise ValueError(f"cascaded crops are for models of scale 2: set train.cascaded to 0 at scale {scale}")
 

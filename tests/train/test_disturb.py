@@ -1,4 +1,4 @@
-"""Low latents as a sampler leaves them: what is changed, by how much, and what the high latents share of it."""
+"""Low latents as a sampler leaves them, contexts as another autoencoder makes them: what changes, and how much."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmboost_core.train.disturb import disturb
+from fmboost_core.train.disturb import disturb, disturb_context
 
 GAIN, DRIFT, NOISE = 0.1, 0.05, 0.08  # as the module states them
 
@@ -60,3 +60,45 @@ def test_drift_is_in_both_latents_and_noise_in_the_low_one_alone():
     assert (found["low"] - pooled).square().mean().item() == pytest.approx(NOISE**2 / 3, rel=0.1)
     # Drift is smooth: neighbours differ by far less than it is large.
     assert found["high"].diff(dim=3).square().mean() < 0.05 * found["high"].square().mean()
+
+
+def with_context(share, count=2000, seed=5):
+    """A batch whose contexts are a checkerboard of amplitude 1 about 0, and of 0.25 about a grey of 0.5."""
+    sign = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    batch = {
+        "psu": sign.expand(count, 2, 8, 8),
+        "picture": 0.5 + 0.25 * sign.expand(count, 3, 8, 8),
+        "high": torch.ones(count, 2, 8, 8),
+    }
+    return batch, disturb_context(batch, share, torch.Generator().manual_seed(seed))
+
+
+def test_a_share_of_the_contexts_changes_and_the_truth_never():
+    batch, found = with_context(0.3)
+    changed = (found["psu"] != batch["psu"]).flatten(1).any(dim=1)
+    assert torch.equal(changed, (found["picture"] != batch["picture"]).flatten(1).any(dim=1))
+    assert abs(changed.sum().item() - 600) < 4 * (2000 * 0.3 * 0.7) ** 0.5
+    assert found["high"] is batch["high"]
+    assert torch.equal(found["psu"], with_context(0.3)[1]["psu"])
+    assert torch.equal(with_context(0.0)[1]["picture"], batch["picture"])
+
+
+def test_contexts_become_softer_and_crisper_alike_in_latent_and_picture():
+    """A binomial filter leaves nothing of a checkerboard inside, so its contrast is 1 + sharpness, by -1 to 0.5."""
+    batch, found = with_context(1.0)
+    inside = (slice(None), slice(None), slice(2, 6), slice(2, 6))
+    contrast = (found["psu"] * batch["psu"])[inside].mean((1, 2, 3))
+    seen = ((found["picture"] - 0.5) * batch["psu"][:, :1])[inside].mean((1, 2, 3)) / 0.25
+    assert contrast.mean().item() == pytest.approx(0.75, abs=4 * 1.5 / 12**0.5 / 2000**0.5)
+    assert contrast.std().item() == pytest.approx(1.5 / 12**0.5, rel=0.1)
+    assert contrast.min().item() == pytest.approx(0, abs=0.1) and contrast.max().item() == pytest.approx(1.55, abs=0.1)
+    assert torch.corrcoef(torch.stack([contrast, seen]))[0, 1] > 0.98
+
+
+def test_a_flat_context_gets_drift_and_noise_and_no_more():
+    """At a corner drift is one coarse value. Amounts are uniform, so a variance is a third of the largest's."""
+    flat = {"psu": torch.zeros(3000, 2, 8, 8), "picture": torch.full((3000, 3, 8, 8), 0.5)}
+    found = disturb_context(flat, 1.0, torch.Generator().manual_seed(6))
+    assert found["psu"][:, :, 0, 0].square().mean().item() == pytest.approx((0.05**2 + 0.08**2) / 3, rel=0.1)
+    assert (found["picture"] - 0.5).square().mean().item() == pytest.approx(0.03**2 / 3, rel=0.1)
+    assert found["picture"].min() >= 0 and found["picture"].max() <= 1
