@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..files.model_file import save_model
 from ..images.folders import find_photos
+from ..images.resize import enlarge
 from ..model import CFMModel, build_network
 from ..sampling import STEPS, Sampling
 from ..unet import UNet
@@ -152,7 +153,12 @@ class LiftTask:
     def _lifted_low(self, batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
         """A batch whose low latents are lifts of latents smaller still, as the second lift of a cascade meets them."""
         model = CFMModel(self.settings.model_config(), self._network())
-        return {**batch, "low": model.upscale(batch["lower"], Sampling(steps=2, seed=seed))}
+        sampling = Sampling(steps=2, seed=seed)
+        if self.settings.flow.upsampling != "psu":
+            return {**batch, "low": model.upscale(batch["lower"], sampling)}
+        low = model.upscale(batch["lower"], sampling, vae=self.vae)
+        picture = self.vae.decode(low)
+        return {**batch, "low": low, "picture": picture, "psu": self.vae.encode(enlarge(picture, model.scale))}
 
     def _network(self) -> UNet:
         net = self.unwrap(self.modules[NETWORK])

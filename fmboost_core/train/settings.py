@@ -164,8 +164,6 @@ class RunSettings:
                 f"few_step.window is {window}: expected a multiple of the scale {scale}, at most train.crop, "
                 f"{self.train.crop}"
             )
-        if self.train.cascaded and self.flow.upsampling == "psu":
-            raise ValueError("cascaded crops have no decoded picture: set train.cascaded to 0 with upsampling psu")
         if self.train.cascaded and scale != 2:
             raise ValueError(f"cascaded crops are for models of scale 2: set train.cascaded to 0 at scale {scale}")
 

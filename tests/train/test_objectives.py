@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fmboost_core.config import ContextEncoderConfig, FlowConfig, ModelConfig, NetConfig
+from fmboost_core.images.resize import enlarge
 from fmboost_core.model import CFMModel, build_network
 from fmboost_core.noise import alpha_bar
 from fmboost_core.train.lift import LiftTask
@@ -169,3 +170,19 @@ def test_the_objective_context_moves_the_context_encoder_alone(place):
     loss.backward()
     moved = {name.partition(".")[0] for name, p in task.modules[NETWORK].named_parameters() if p.grad is not None}
     assert moved == {"context_encoder"} and not rest
+
+
+def test_the_second_lift_of_a_cascade_is_trained_on_what_the_first_one_makes(place, vae):
+    """With pixel-space upsampling the result of the first lift is decoded, too, and all of the context is made of it."""
+    settings = place.settings(
+        "train.cascaded=1", "flow.upsampling=psu", "flow.picture_context=true", "flow.noise_step=0"
+    )
+    task = LiftTask(settings, make_accelerator(settings.train, place.folder), place.folder / "none", fresh=True)
+    clean = task.crops.batch(0, settings.train.batch)
+    batch = task.batch(0)
+    assert torch.equal(batch["high"], clean["high"]) and not torch.equal(batch["low"], clean["low"])
+    assert batch["low"].shape == clean["low"].shape
+    # A net as it starts its training has no velocity, so the first lift is the smallest latent's psu.
+    torch.testing.assert_close(batch["low"], vae.encode(enlarge(vae.decode(clean["lower"]), 2)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(batch["picture"], vae.decode(batch["low"]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(batch["psu"], vae.encode(enlarge(batch["picture"], 2)), atol=1e-4, rtol=0)

@@ -99,7 +99,6 @@ def test_settings_that_are_wrong_are_named(place, override, sentence):
     [
         (("train.objective=few_step", "few_step.window=18"), "window is 18: expected .* at most train.crop, 16"),
         (("train.objective=few_step", "few_step.window=10", "flow.scale=4"), "expected a multiple of the scale 4"),
-        (("train.cascaded=0.5", "flow.upsampling=psu"), "cascaded crops have no decoded picture"),
         (("train.cascaded=0.5", "flow.scale=4"), "cascaded crops are for models of scale 2"),
         (("train.objective=sr3", "flow.path=diffusion", "flow.noise_step=0", "data.validation=photos"), "leave data"),
         (("train.objective=context",), "objective context trains a context encoder"),
