@@ -173,10 +173,9 @@ def test_the_objective_context_moves_the_context_encoder_alone(place):
 
 
 def test_the_second_lift_of_a_cascade_is_trained_on_what_the_first_one_makes(place, vae):
-    """With pixel-space upsampling the result of the first lift is decoded, too, and all of the context is made of it."""
-    settings = place.settings(
-        "train.cascaded=1", "flow.upsampling=psu", "flow.picture_context=true", "flow.noise_step=0"
-    )
+    """With pixel-space upsampling the result of the first lift is decoded, and all of the context is made of it."""
+    psu = ("flow.upsampling=psu", "flow.picture_context=true", "flow.noise_step=0")
+    settings = place.settings("train.cascaded=1", *psu)
     task = LiftTask(settings, make_accelerator(settings.train, place.folder), place.folder / "none", fresh=True)
     clean = task.crops.batch(0, settings.train.batch)
     batch = task.batch(0)
