@@ -37,8 +37,7 @@ def disturb_context(batch: dict[str, Tensor], share: float, rng: torch.Generator
     """Change what pixel-space upsampling made for a share of a batch; which, and how, `rng` (a CPU generator) decides.
 
     A model is trained on the context of one autoencoder and gets that of the user's: softer or crisper, with other
-    contrast, drift and noise. None of that is to be seen in the result, so the high latents stay. Trained without it, a
-    network draws softly wherever the context is a little softer than it knows.
+    contrast, drift and noise. None of that is to be seen in the result, so the high latents stay.
     """
     upsampled, picture = batch["psu"], batch["picture"]
     count, channels, height, width = upsampled.shape
