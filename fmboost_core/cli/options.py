@@ -49,6 +49,12 @@ def vae_of(space: LatentSpace, args: argparse.Namespace) -> Autoencoder:
     if path is None:
         raise ValueError(f"no autoencoder for {space.name} latents ships: give a TAESD file or folder as --vae")
     vae = load_vae(path, space=space.name, device=args.device)
+    if not args.vae:
+        log.warning(
+            "no --vae given: the small autoencoder that ships makes soft pictures; for results to keep, give the TAESD "
+            "of %s latents as --vae (github.com/madebyollin/taesd)",
+            space.name,
+        )
     if args.vae and (other := mistaken_for(vae, space)) is not None:
         log.warning(
             "%s makes latents with the colours of %s and is used for %s: if the result has wrong colours, give an "

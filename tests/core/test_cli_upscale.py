@@ -13,6 +13,7 @@ from fmboost_core.cli.main import main
 from fmboost_core.cli.upscale import _jobs, _upscale
 from fmboost_core.images.files import load_photo, read_picture, save_photo
 from fmboost_core.sampling import Sampling
+from fmboost_core.vae.files import shipped_vae
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,14 @@ def test_a_photo_becomes_twice_its_size(tmp_path, capsys):
         assert out.size == (202, 134)
         grey = [list(p.convert("L").resize((12, 8), Image.Resampling.BOX).tobytes()) for p in (out, small)]
     assert torch.corrcoef(torch.tensor(grey).float())[0, 1] > 0.95  # the same picture, in its place
+
+
+def test_that_the_default_autoencoder_is_soft_is_said_where_it_is_used(picture, tmp_path, caplog):
+    args = ["upscale", str(picture), "-o", str(tmp_path / "out.png"), "--steps", "1"]
+    for given, said in (([], True), (["--vae", str(shipped_vae("sd15")), "--overwrite"], False)):
+        caplog.clear()
+        assert main([*args, *given]) == 0
+        assert any("no --vae given" in text for text in caplog.messages) == said
 
 
 @pytest.mark.parametrize(("scale", "evaluations"), [(3, 2), (1.5, 1)])
