@@ -48,7 +48,7 @@ def test_examples_are_aligned_pairs_with_an_origin():
 def test_the_demo_shows_a_lift_nearer_to_the_truth_than_interpolation(report):
     """In a picture of five columns, and with about as much detail as the truth has.
 
-    The small autoencoder decodes detail of a lift more strongly than that of photographs: with it the share is 1.33, with
+    The small autoencoder draws detail of a lift more strongly than that of photographs: the share is 1.33, and with
     TAESD (`fmboost demo --vae`) 0.87.
     """
     out, figures = report
