@@ -176,7 +176,7 @@ def main() -> None:
     clock.add(f"network alone, {args.steps} evaluations", lambda: [evaluation() for _ in range(args.steps)])
     vaes: dict[str, Autoencoder | None] = {"": None}
     if model.config.flow.upsampling == "psu":
-        full = Autoencoder(model.space, FullEncoder(vae, model.space), FullDecoder(vae, model.space), tile=128)
+        full = Autoencoder(model.space, FullEncoder(vae, model.space), FullDecoder(vae, model.space), 128, 32)
         vaes = {", its VAE a tiny one": tiny, ", its VAE the full one": full}
     for said, its in vaes.items():
         clock.add(f"lift, {args.steps} steps{said}", partial(model.upscale, low, euler, vae=its))

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where windows of `tile` begin so that they cover 0..length and neighbours share at least `overlap`.
+def windows(length: int, tile: int, overlap: int) -> tuple[int, list[int]]:
+    """Size of the windows that cover 0..length, and where they begin.
 
-    They are spread evenly. A length of at most `tile` needs one window.
+    There are as few as windows of at most `tile` allow whose neighbours share at least `overlap`, they are spread
+    evenly, and no larger than that needs: little is computed twice. A length of at most `tile` needs one window.
     """
     if length <= tile:
-        return [0]
+        return length, [0]
     count = -(-(length - overlap) // (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    size = -(-(length + (count - 1) * overlap) // count)
+    return size, [i * (length - size) // (count - 1) for i in range(count)]
 
 
 def feather(size: int, overlap: int) -> Tensor:
@@ -50,16 +52,16 @@ def blend(
     if tile < 2 or not 0 <= overlap <= tile // 2:
         raise ValueError(f"tile {tile} with overlap {overlap}: expected a tile of at least 2, overlap up to half of it")
     rows, columns = x.shape[2] // unit_in, x.shape[3] // unit_in
-    height, width = min(tile, rows), min(tile, columns)
-    corners = list(product(starts(rows, tile, overlap), starts(columns, tile, overlap)))
+    (height, tops), (width, lefts) = (windows(length, tile, overlap) for length in (rows, columns))
+    corners = list(product(tops, lefts))
     weight = feather(height * unit_out, overlap * unit_out)[:, None] * feather(width * unit_out, overlap * unit_out)
     weight = weight.to(x.device)
     norm = torch.zeros(rows * unit_out, columns * unit_out, device=x.device)
     total: Tensor | None = None
     for first in range(0, len(corners), batch):
         group = corners[first : first + batch]
-        windows = torch.cat([_window(x, i, j, height, width, unit_in) for i, j in group])
-        results = function(windows).split(x.shape[0])
+        parts = torch.cat([_window(x, i, j, height, width, unit_in) for i, j in group])
+        results = function(parts).split(x.shape[0])
         for (i, j), result in zip(group, results, strict=True):
             if total is None:
                 total = result.new_zeros((*result.shape[:2], *norm.shape))

@@ -61,4 +61,4 @@ def load_kl(folder: Path, space: str | None) -> Autoencoder:
             "choose the autoencoder of that family"
         )
     # Attention and norms see the whole of a 1024 px picture.
-    return Autoencoder(found, _Encoder(kl, found), _Decoder(kl, found), tile=128)
+    return Autoencoder(found, _Encoder(kl, found), _Decoder(kl, found), tile=128, overlap=32)

@@ -29,7 +29,8 @@ def lines(difference: Tensor, tile: int, overlap: int) -> tuple[Tensor, Tensor]:
     """Mean |gradient| across each line between two pixels of `difference` (1, C, L, L), over rows and over columns:
     at the borders of windows, and where one window is alone; the edges of the image are left out."""
     length = difference.shape[3]
-    begin = torch.tensor(tiling.starts(length, tile, overlap))
+    tile, begin = tiling.windows(length, tile, overlap)
+    begin = torch.tensor(begin)
     at = torch.arange(1, length)  # line k lies between pixels k - 1 and k
     borders = (at[:, None] == torch.cat([begin, begin + tile])).any(1)
     inside = ((at[:, None] > begin) & (at[:, None] < begin + tile)).sum(1)

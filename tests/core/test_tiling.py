@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmboost_core.tiling import blend, feather, starts
+from fmboost_core.tiling import blend, feather, windows
 
 TILINGS = [(8, 0), (8, 2), (16, 4), (33, 8), (64, 16), (64, 32), (128, 32)]
 
@@ -18,16 +18,18 @@ def noise(*shape):
 @pytest.mark.parametrize(("tile", "overlap"), TILINGS)
 def test_windows_cover_every_length(tile, overlap):
     for length in range(1, 513):
-        begin = starts(length, tile, overlap)
+        size, begin = windows(length, tile, overlap)
         if length <= tile:
-            assert begin == [0]
+            assert (size, begin) == (length, [0])
             continue
-        assert begin[0] == 0 and begin[-1] == length - tile
+        assert begin[0] == 0 and begin[-1] == length - size
         steps = [b - a for a, b in zip(begin, begin[1:], strict=False)]
         assert min(steps) > 0
-        assert max(steps) <= tile - overlap  # neighbours share at least the overlap
+        assert max(steps) <= size - overlap  # neighbours share at least the overlap
         assert max(steps) - min(steps) <= 1  # evenly
         assert len(begin) == -(-(length - overlap) // (tile - overlap))  # no window too many
+        assert size <= tile
+        assert len(begin) * (size - 1) < length + (len(begin) - 1) * overlap  # a pixel less would not cover it
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(1, 0), (2, 1), (7, 3), (16, 4), (64, 32)])
@@ -65,8 +67,9 @@ def test_a_local_function_is_unchanged_away_from_window_borders(size):
     blended = blend(lambda w: F.conv2d(w, kernel, padding=reach), x, tile, overlap)
     sound = torch.ones(size, dtype=torch.bool)
     for axis, length in enumerate(size):
-        for start in starts(length, tile, overlap):
-            for border in (start, start + tile):
+        size_here, begin = windows(length, tile, overlap)
+        for start in begin:
+            for border in (start, start + size_here):
                 if 0 < border < length:
                     sound.narrow(axis, border - reach, 2 * reach).fill_(False)
     assert 0.3 < sound.float().mean() < 1
@@ -87,9 +90,10 @@ def test_order_and_batching_of_windows_do_not_matter():
 def test_no_window_is_larger_than_asked():
     seen = []
     blend(lambda w: seen.append(tuple(w.shape)) or w, noise(2, 3, 100, 20), 32, 8, batch=3)
-    assert {shape[1:] for shape in seen} == {(3, 32, 20)}
+    size, begin = windows(100, 32, 8)
+    assert {shape[1:] for shape in seen} == {(3, size, 20)}
     assert max(shape[0] for shape in seen) == 2 * 3
-    assert sum(shape[0] for shape in seen) == 2 * len(starts(100, 32, 8))
+    assert sum(shape[0] for shape in seen) == 2 * len(begin)
 
 
 @pytest.mark.parametrize("rows", [7, 8, 13, 30])
