@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from .options import add_device, list_of
 
 if TYPE_CHECKING:
+    import torch
+
     from ..model import CFMModel
 
 
@@ -33,6 +35,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--short-side", type=int, default=512, help="photos are reduced to it, px (default: 512)")
     command.add_argument("--scale", type=int, help="needed without a model")
     command.add_argument("--space", help="latent space, needed without a model")
+    command.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the networks (default: %(default)s)",
+    )
     command.add_argument("--vae-dtype", choices=["float32", "bfloat16"], default="float32")
     command.add_argument(
         "--latent-noise",
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         latent_noise=args.latent_noise,
         sheet_windows=args.windows if args.out else 0,
     )
-    models = _load_models(args.models, args.device)
+    models = _load_models(args.models, args.device, getattr(torch, args.dtype))
     space = next(iter(models.values())).space.name if models else args.space
     as_vae = {"space": space, "device": args.device, "dtype": getattr(torch, args.vae_dtype)}
     vae = load_vae(args.vae, **as_vae)
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
         result.sheet.write(folder)
 
 
-def _load_models(names: list[str], device: str) -> dict[str, CFMModel]:
+def _load_models(names: list[str], device: str, dtype: torch.dtype) -> dict[str, CFMModel]:
     """The models by file stem, or by the name given where two share a stem: a training is often named like a model."""
     from ..files.model_file import find_model, load_model
 
@@ -105,5 +113,5 @@ def _load_models(names: list[str], device: str) -> dict[str, CFMModel]:
         key = stem if stems.count(stem) == 1 else name
         if key in loaded:
             raise ValueError(f"the model {key} is given twice: name each once")
-        loaded[key] = load_model(name, device=device)
+        loaded[key] = load_model(name, device=device, dtype=dtype)
     return loaded

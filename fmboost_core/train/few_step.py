@@ -28,6 +28,9 @@ COLOUR_BLOCK = 32
 part of the loss, and the first thing that is seen in a drawing. The judge's colour has squares of this side, too."""
 
 
+LowViews = tuple[Tensor, list[Tensor]]
+
+
 class FewStep:
     """The objective ``few_step`` of `settings`; `vae` decodes windows of the estimates."""
 
@@ -49,9 +52,10 @@ class FewStep:
         window = window_corner((x1.shape[-1] - weights.window) // self.flow.scale + 1, self.flow.scale, rng)
         estimate = self._estimate(modules[NETWORK], batch, context, taken)
         upsampled = context[:, :channels].detach()  # cut out of a tensor that has one
-        made = self._views(estimate, upsampled, batch["low"], window)
         with torch.no_grad():
-            real = self._views(x1, upsampled, batch["low"], window)
+            low = self._low_views(batch["low"], window)
+            real = self._views(x1, upsampled, low, window)
+        made = self._views(estimate, upsampled, low, window)
         off = made.picture - real.picture
         seen = {
             "latent": (estimate - x1).abs().mean(),
@@ -90,16 +94,19 @@ class FewStep:
         t = times[taken]
         return x + (1 - t) * net(x, t.expand(len(x)), context).float()
 
-    def _views(self, latents: Tensor, upsampled: Tensor, low: Tensor, window: tuple[int, int]) -> Views:
-        scale, side = self.flow.scale, self.weights.window
+    def _views(self, latents: Tensor, upsampled: Tensor, low: LowViews, window: tuple[int, int]) -> Views:
         top, left = window
-        cut = latents[:, :, top : top + side, left : left + side]
+        cut = latents[:, :, top : top + self.weights.window, left : left + self.weights.window]
         picture = nearly_clamped(self.vae.decoder(cut).float())
-        with torch.no_grad():
-            small = low[:, :, top // scale : (top + side) // scale, left // scale : (left + side) // scale]
-            low_picture = enlarge(self.vae.decoder(small).float().clamp(0, 1), scale)
-            low_features = self.features(low_picture)
-        return Views(picture, low_picture, self.features(picture), low_features, latents, upsampled)
+        return Views(picture, low[0], self.features(picture), low[1], latents, upsampled)
+
+    def _low_views(self, low: Tensor, window: tuple[int, int]) -> LowViews:
+        """The same window of the low latent (B, C, h, w), decoded and enlarged, and the features of that."""
+        scale, side = self.flow.scale, self.weights.window // self.flow.scale
+        top, left = (corner // scale for corner in window)
+        small = self.vae.decoder(low[:, :, top : top + side, left : left + side]).float()
+        picture = enlarge(small.clamp(0, 1), scale)
+        return picture, self.features(picture)
 
 
 def nearly_clamped(pictures: Tensor) -> Tensor:

@@ -271,6 +271,18 @@ def test_files_in_files_out(folder, tmp_path, capsys):
     assert "is given twice" in capsys.readouterr().err
 
 
+def test_half_precision_is_judged_like_float32(folder, tmp_path):
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        common = ["evaluate", "fmboost-sd15-x2", "--data", str(folder), "--vae", str(shipped_vae("sd15"))]
+        quick = ["--short-side", str(SIDE), "--steps", "2", "--baselines", "", "--limit", "1"]
+        assert main([*common, *quick, "--dtype", dtype, "--out", str(out)]) == 0
+        with open(out / "results.csv", newline="", encoding="utf-8") as file:
+            found.append(float(list(csv.DictReader(file))[-1]["psnr"]))
+    assert 0 < abs(found[0] - found[1]) < 0.05
+
+
 def test_table_is_aligned_markdown_without_empty_columns():
     rows = [Row(CEILING, photos=1, psnr=25.0), Row("model", "euler", 10, psnr=24.123, lp=0.5)]
     lines = table(rows).splitlines()
