@@ -111,6 +111,7 @@ class FewStepSettings:
     latent: float = 0.5
     pixel: float = 2.0
     colour: float = 3.0  # means of squares of 32 px
+    contrast: float = 20.0  # of details of 1, 2, 4 and 8 px in such squares
     features: float = 3.0
     structure: float = 1.0  # structure and texture of the same features
     picture_adversary: float = 0.1

@@ -15,7 +15,7 @@ from fmboost_core.model import CFMModel, build_network
 from fmboost_core.noise import draw_noise
 from fmboost_core.sampling import Sampling
 from fmboost_core.train.adversaries import Adversaries, Scores, Views, deceived, hinge
-from fmboost_core.train.few_step import FewStep, nearly_clamped, window_corner
+from fmboost_core.train.few_step import FewStep, contrasts, nearly_clamped, window_corner
 from fmboost_core.train.loop import ADVERSARIES, NETWORK
 from fmboost_core.train.objectives import context_of
 from fmboost_core.train.settings import DataSettings, FewStepSettings, RunSettings, TrainSettings
@@ -148,6 +148,35 @@ def test_pixels_beyond_black_and_white_still_pull_back():
     torch.testing.assert_close(pixels.grad[[0, 2, 4]], torch.tensor([0.2, 1.0, 0.2]))
 
 
+def test_contrast_is_that_of_checkerboards_by_the_size_of_their_fields():
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    for level, size in enumerate((1, 2, 4, 8)):
+        board = 0.5 + 0.2 * (1 - 2 * ((rows // size + columns // size) % 2)).float()
+        picture = torch.stack([board, board / 2, torch.zeros(64, 96)])[None]
+        expected = torch.zeros(4, 1, 3, 2, 3)
+        expected[level, 0, 0], expected[level, 0, 1] = 0.2, 0.1
+        torch.testing.assert_close(contrasts(picture), expected, atol=0.0033, rtol=0)  # the root of 1e-5 for 0
+
+
+def test_contrast_is_that_of_each_square_alone():
+    picture = torch.full((1, 3, 64, 64), 0.5)
+    picture[..., :32, 32::2] = 1.0  # stripes of 1 px in the second square
+    expected = torch.tensor([[0.0, 0.25], [0.0, 0.0]])
+    torch.testing.assert_close(contrasts(picture)[0, 0, 0], expected, atol=0.0033, rtol=0)
+
+
+def deviations(picture):
+    """Of a (B, 3, 64, 64) picture in its squares of 32 px: the deviations of details of 1, 2, 4 and 8 px, by numpy."""
+    found, picture = [], picture.detach().double().numpy()
+    for size in (1, 2, 4, 8):
+        side, cell = picture.shape[-1] // 2, 32 // size
+        means = picture.reshape(-1, 3, side, 2, side, 2).mean(axis=(3, 5))
+        detail = picture - np.kron(means, np.ones((2, 2)))
+        found.append(np.sqrt((detail**2).reshape(-1, 3, 2, cell, 2, cell).mean(axis=(3, 5)) + 1e-5))
+        picture = means
+    return np.stack(found)
+
+
 def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
     few, recorder = stage.weights, Recorder()
     torch.nn.init.constant_(recorder.score, 0.5)
@@ -159,6 +188,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
         "pixel": (made.picture - real.picture).abs().mean(),
         "colour": (squares(made.picture) - squares(real.picture)).abs().mean(),
     }
+    off = np.abs(deviations(made.picture) - deviations(real.picture)).mean()
+    expected["contrast"] = torch.tensor(off, dtype=torch.float32)
     for part, value in expected.items():
         torch.testing.assert_close(seen[part], value.detach())
     cosines = [  # half the squared distance of unit vectors is 1 minus their cosine
@@ -166,7 +197,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(stage, net, batch):
         for a, b in zip(made.features, real.features, strict=True)
     ]
     torch.testing.assert_close(seen["features"], torch.stack([c.mean() for c in cosines]).mean(), atol=1e-5, rtol=1e-4)
-    parts = 0.5 * seen["latent"] + 2.0 * seen["pixel"] + 3.0 * seen["colour"]
+    parts = 0.5 * seen["latent"] + 2.0 * seen["pixel"] + 3.0 * seen["colour"] + 20.0 * seen["contrast"]
     parts = parts + 3.0 * seen["features"] + 1.0 * seen["structure"]
     adversaries = few.picture_adversary + few.feature_adversary + few.latent_adversary
     torch.testing.assert_close(loss.detach(), parts - 0.5 * adversaries)
