@@ -10,7 +10,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 FLAT_WINDOW = 17  # px
 FLAT_CONTRAST = 3 / 255
 OUTLIER = 12 / 255
-COLOUR_BLOCK = 32  # px
+BLOCK = 32  # px, of colour and contrast
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
@@ -45,7 +45,29 @@ def high_frequency_energy(images: Tensor) -> Tensor:
 def colour_error(images: Tensor, reference: Tensor) -> Tensor:
     """Mean absolute difference of the mean colours of 32 px blocks, (B,) in units of 1/255."""
     _same_shape(images, reference)
-    return 255 * F.avg_pool2d(images - reference, COLOUR_BLOCK).abs().mean(dim=(1, 2, 3))
+    return 255 * F.avg_pool2d(images - reference, BLOCK).abs().mean(dim=(1, 2, 3))
+
+
+def contrasts(images: Tensor) -> Tensor:
+    """Standard deviation of the details of 1, 2, 4 and 8 px in blocks of 32 px: (4, B, 3, H // 32, W // 32).
+
+    Details of a size are what an image loses when squares of twice that size take their mean. 1e-5 is added to
+    the variance, since the root of 0 has no gradient.
+    """
+    height, width = (side // BLOCK * BLOCK for side in images.shape[2:])
+    images, found = images[:, :, :height, :width], []
+    for size in (1, 2, 4, 8):
+        coarser = F.avg_pool2d(images, 2)
+        details = images - F.interpolate(coarser, scale_factor=2.0)
+        found.append((F.avg_pool2d(details.square(), BLOCK // size) + 1e-5).sqrt())
+        images = coarser
+    return torch.stack(found)
+
+
+def contrast_error(images: Tensor, reference: Tensor) -> Tensor:
+    """Mean absolute difference of the contrasts of details, (B,) in units of 1/255. A blurred image has too little."""
+    _same_shape(images, reference)
+    return 255 * (contrasts(images) - contrasts(reference)).abs().mean(dim=(0, 2, 3, 4))
 
 
 def flat_outliers(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 Every photo is brought to `short_side` and encoded (the truth), and reduced by the scale and encoded (the low latent).
 Each method makes a high latent of the low one. Its decoded picture is compared with the reconstruction, which is the
-decoded truth and the best any method can do: perceptual distances, flat outliers, colour; its PSNR is to the photo.
+decoded truth and the best any method can do: perceptual distances, flat outliers, colour, contrast; its PSNR is to the
+photo.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ class _Score:
             lp=judge.perceptual_distance(seen.features, truth.features).item(),
             dists=judge.structure_texture_distance(seen.features, truth.features).item(),
             colour=metrics.colour_error(seen.image, truth.image).item(),
+            contrast=metrics.contrast_error(seen.image, truth.image).item(),
             energy=metrics.high_frequency_energy(seen.image).item(),
             outliers=outliers.sum().item(),
             flat=flat.sum().item(),
@@ -163,7 +165,7 @@ class _Score:
 
     def row(self, row: Row, ceiling: _Score) -> Row:
         values = self.values
-        means = ("psnr", "lp", "dists", "colour", "evaluations")
+        means = ("psnr", "lp", "dists", "colour", "contrast", "evaluations")
         distances = {level: metrics.frechet_distance(fit, ceiling.fits[level]) for level, fit in self.fits.items()}
         return replace(
             row,

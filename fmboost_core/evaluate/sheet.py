@@ -100,7 +100,7 @@ def _windows(image: Tensor, truth: Tensor, features: nn.Module, truth_features: 
     size = image.shape[2:]
     lp = F.interpolate(judge.perceptual_map(features(image), truth_features), size, mode="nearest")
     outliers, _ = metrics.flat_outliers(image, truth)
-    block = metrics.COLOUR_BLOCK
+    block = metrics.BLOCK
     colour = 255 * F.avg_pool2d(image - truth, block, ceil_mode=True).abs().mean(dim=1, keepdim=True)
     colour = F.interpolate(colour, scale_factor=block, mode="nearest")[..., : size[0], : size[1]]
     maps = dict(zip(MEASURES, (lp, 1e4 * outliers.float(), colour), strict=True))

@@ -31,6 +31,7 @@ class Row:
     high_frequency: float = math.nan  # summed energy over the reconstruction's; 1 is right
     flat: float = math.nan  # outliers in flat areas, in 1e-4 of the flat pixels
     colour: float = math.nan  # 1/255, of 32 px blocks against the reconstruction
+    contrast: float = math.nan  # 1/255, of details of 1 to 8 px in such blocks
     lift_ms: float = math.nan  # median an image, with the VAE passes the method needs
     decode_ms: float = math.nan  # median an image, of the decode after the lift
 
@@ -51,6 +52,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("HF", "high_frequency", ".2f"),
     ("flat", "flat", ".1f"),
     ("colour", "colour", ".2f"),
+    ("contrast", "contrast", ".2f"),
     ("lift ms", "lift_ms", ".0f"),
     ("decode ms", "decode_ms", ".0f"),
 )

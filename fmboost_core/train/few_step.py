@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..evaluate.judge import Features, perceptual_distance, structure_texture_distance
+from ..evaluate.metrics import BLOCK, contrasts
 from ..flow import make_source
 from ..images.resize import enlarge
 from ..vae.autoencoder import Autoencoder
@@ -22,12 +23,6 @@ from .settings import RunSettings
 
 LITE1 = (1, 4, 7, 11)
 """Blocks of EfficientNet-Lite1 with strides 4, 8, 16 and 16. The judge is Lite0, which no model is trained on."""
-
-SQUARE = 32
-"""Side in px of the squares whose mean colours and contrasts are compared. A shift of all of a flat area is little to
-every other part of the loss, and the first thing that is seen in a drawing. And features are compared by direction
-alone, and adversaries like contrast: fabric, gravel and far buildings, whose detail the model cannot know, came out a
-third too contrasty."""
 
 LowViews = tuple[Tensor, list[Tensor]]
 
@@ -61,7 +56,7 @@ class FewStep:
         seen = {
             "latent": (estimate - x1).abs().mean(),
             "pixel": off.abs().mean(),
-            "colour": F.avg_pool2d(off, SQUARE).abs().mean(),
+            "colour": F.avg_pool2d(off, BLOCK).abs().mean(),
             "contrast": (contrasts(made.picture) - contrasts(real.picture)).abs().mean(),
             "features": perceptual_distance(list(made.features), list(real.features)).mean(),
             "structure": structure_texture_distance(list(made.features), list(real.features), tiny=1e-4).mean(),
@@ -118,18 +113,6 @@ def nearly_clamped(pictures: Tensor) -> Tensor:
     """
     inside = pictures.clamp(-0.05, 1.05)
     return inside + 0.2 * (pictures - inside)
-
-
-def contrasts(pictures: Tensor) -> Tensor:
-    """Standard deviation of the details of 1, 2, 4 and 8 px of (B, 3, H, W), in each square: (4, B, 3, H/32, W/32)."""
-    found = []
-    for size in (1, 2, 4, 8):
-        coarser = F.avg_pool2d(pictures, 2)
-        detail = pictures - F.interpolate(coarser, scale_factor=2.0)
-        variance = F.avg_pool2d(detail.square(), SQUARE // size)
-        found.append((variance + 1e-5).sqrt())  # the root of 0 has no gradient
-        pictures = coarser
-    return torch.stack(found)
 
 
 def window_corner(places: int, apart: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -71,6 +71,33 @@ def test_colour_error_is_in_grey_levels_and_of_blocks():
     assert metrics.colour_error(high, reference).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+def test_contrast_is_that_of_checkerboards_by_the_size_of_their_fields():
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    for level, size in enumerate((1, 2, 4, 8)):
+        board = 0.5 + 0.2 * (1 - 2 * ((rows // size + columns // size) % 2)).float()
+        picture = torch.stack([board, board / 2, torch.zeros(64, 96)])[None]
+        expected = torch.zeros(4, 1, 3, 2, 3)
+        expected[level, 0, 0], expected[level, 0, 1] = 0.2, 0.1
+        torch.testing.assert_close(metrics.contrasts(picture), expected, atol=0.0033, rtol=0)  # the root of 1e-5 for 0
+
+
+def test_contrast_is_that_of_each_square_alone():
+    picture = torch.full((1, 3, 64, 64), 0.5)
+    picture[..., :32, 32::2] = 1.0  # stripes of 1 px in the second square
+    expected = torch.tensor([[0.0, 0.25], [0.0, 0.0]])
+    torch.testing.assert_close(metrics.contrasts(picture)[0, 0, 0], expected, atol=0.0033, rtol=0)
+
+
+def test_contrast_error_is_in_grey_levels_and_leaves_out_what_fills_no_block():
+    """Where they have one, stripes of 1 px add a deviation of 6/255: in one level of four and two channels of three."""
+    reference = torch.full((2, 3, 70, 100), 0.5)
+    striped = reference.clone()
+    striped[0, :2, :64, :96:2] += 12 / 255
+    striped[1, :, :, 96:] += noise(3, 70, 4) / 2
+    expected = [(math.sqrt(6**2 + 0.65025) - math.sqrt(0.65025)) / 6, 0]  # 1e-5 is 0.65025 in units of (1/255)^2
+    assert metrics.contrast_error(striped, reference).tolist() == pytest.approx(expected, abs=1e-3)
+
+
 def test_outliers_are_counted_where_the_reference_is_flat():
     """By hand on every pixel, with windows that end at the border."""
     ramp = 0.5 + 0.0005 * torch.arange(48.0)  # a slope is flat, too
@@ -130,7 +157,9 @@ def test_frechet_distance_against_the_matrix_square_root():
     assert metrics.frechet_distance(fit(a), fit(b)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.colour_error, metrics.flat_outliers])
+@pytest.mark.parametrize(
+    "metric", [metrics.psnr, metrics.ssim, metrics.colour_error, metrics.contrast_error, metrics.flat_outliers]
+)
 def test_images_that_do_not_match_are_refused(metric):
     a = noise(1, 3, 64, 64)
     with pytest.raises(

@@ -15,7 +15,7 @@ from fmboost_core.model import CFMModel, build_network
 from fmboost_core.noise import draw_noise
 from fmboost_core.sampling import Sampling
 from fmboost_core.train.adversaries import Adversaries, Scores, Views, deceived, hinge
-from fmboost_core.train.few_step import FewStep, contrasts, nearly_clamped, window_corner
+from fmboost_core.train.few_step import FewStep, nearly_clamped, window_corner
 from fmboost_core.train.loop import ADVERSARIES, NETWORK
 from fmboost_core.train.objectives import context_of
 from fmboost_core.train.settings import DataSettings, FewStepSettings, RunSettings, TrainSettings
@@ -146,23 +146,6 @@ def test_pixels_beyond_black_and_white_still_pull_back():
     torch.testing.assert_close(held.detach(), torch.tensor([-0.25, -0.05, 0.5, 1.05, 1.25]))
     held.sum().backward()
     torch.testing.assert_close(pixels.grad[[0, 2, 4]], torch.tensor([0.2, 1.0, 0.2]))
-
-
-def test_contrast_is_that_of_checkerboards_by_the_size_of_their_fields():
-    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
-    for level, size in enumerate((1, 2, 4, 8)):
-        board = 0.5 + 0.2 * (1 - 2 * ((rows // size + columns // size) % 2)).float()
-        picture = torch.stack([board, board / 2, torch.zeros(64, 96)])[None]
-        expected = torch.zeros(4, 1, 3, 2, 3)
-        expected[level, 0, 0], expected[level, 0, 1] = 0.2, 0.1
-        torch.testing.assert_close(contrasts(picture), expected, atol=0.0033, rtol=0)  # the root of 1e-5 for 0
-
-
-def test_contrast_is_that_of_each_square_alone():
-    picture = torch.full((1, 3, 64, 64), 0.5)
-    picture[..., :32, 32::2] = 1.0  # stripes of 1 px in the second square
-    expected = torch.tensor([[0.0, 0.25], [0.0, 0.0]])
-    torch.testing.assert_close(contrasts(picture)[0, 0, 0], expected, atol=0.0033, rtol=0)
 
 
 def deviations(picture):
