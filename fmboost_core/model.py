@@ -179,7 +179,8 @@ class CFMModel:
         first, below = net.channel_mult[0], net.channel_mult[min(1, len(net.channel_mult) - 1)]
         joined = first + below
         channels = net.model_channels * (below + 4 * joined + (net.num_res_blocks + 1) * first)
-        pixels = batch * min(tile or height, height) * min(tile or width, width) / net.pool_factor**2
+        rows, columns = (tiling.windows(side, tile or side, tile // 4)[0] for side in (height, width))
+        pixels = batch * rows * columns / net.pool_factor**2
         weights = 9 * joined * first * net.model_channels**2
         state = batch * height * width * (net.in_channels + 4 * net.out_channels) * 4
         return int((pixels * channels + weights) * self.dtype.itemsize + state)
