@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..evaluate.judge import Features, perceptual_distance, structure_texture_distance
-from ..evaluate.metrics import BLOCK, contrasts
+from ..evaluate.metrics import colour_error, contrast_error
 from ..flow import make_source
 from ..images.resize import enlarge
 from ..vae.autoencoder import Autoencoder
@@ -52,12 +51,11 @@ class FewStep:
             low = self._low_views(batch["low"], window)
             real = self._views(x1, upsampled, low, window)
         made = self._views(estimate, upsampled, low, window)
-        off = made.picture - real.picture
         seen = {
             "latent": (estimate - x1).abs().mean(),
-            "pixel": off.abs().mean(),
-            "colour": F.avg_pool2d(off, BLOCK).abs().mean(),
-            "contrast": (contrasts(made.picture) - contrasts(real.picture)).abs().mean(),
+            "pixel": (made.picture - real.picture).abs().mean(),
+            "colour": colour_error(made.picture, real.picture).mean() / 255,
+            "contrast": contrast_error(made.picture, real.picture).mean() / 255,
             "features": perceptual_distance(list(made.features), list(real.features)).mean(),
             "structure": structure_texture_distance(list(made.features), list(real.features), tiny=1e-4).mean(),
         }
