@@ -48,7 +48,7 @@ class FewStep:
         estimate = self._estimate(modules[NETWORK], batch, context, taken)
         upsampled = context[:, :channels].detach()  # cut out of a tensor that has one
         with torch.no_grad():
-            low = self._low_views(batch["low"], window)
+            low = self._low_views(batch, window)
             real = self._views(x1, upsampled, low, window)
         made = self._views(estimate, upsampled, low, window)
         seen = {
@@ -95,11 +95,15 @@ class FewStep:
         picture = nearly_clamped(self.vae.decoder(cut).float())
         return Views(picture, low[0], self.features(picture), low[1], latents, upsampled)
 
-    def _low_views(self, low: Tensor, window: tuple[int, int]) -> LowViews:
-        """The same window of the low latent (B, C, h, w), decoded and enlarged, and the features of that."""
+    def _low_views(self, batch: dict[str, Tensor], window: tuple[int, int]) -> LowViews:
+        """The same window of the decoded low latent, enlarged, and the features of that."""
         scale, side = self.flow.scale, self.weights.window // self.flow.scale
         top, left = (corner // scale for corner in window)
-        small = self.vae.decoder(low[:, :, top : top + side, left : left + side]).float()
+        if "picture" in batch:  # the whole of it, of which the context was made
+            top, left, side = (self.vae.space.pixels * length for length in (top, left, side))
+            small = batch["picture"][:, :, top : top + side, left : left + side]
+        else:
+            small = self.vae.decoder(batch["low"][:, :, top : top + side, left : left + side]).float()
         picture = enlarge(small.clamp(0, 1), scale)
         return picture, self.features(picture)
 

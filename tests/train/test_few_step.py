@@ -134,6 +134,18 @@ def test_pictures_are_of_one_window_and_each_is_shown_beside_the_small_one(stage
         assert torch.equal(made.picture, judged.picture.detach()) and torch.equal(real.latents, batch["high"])
 
 
+def test_a_small_picture_that_the_context_has_is_shown_rather_than_decoded_again(stage, net, batch):
+    """A batch with another picture than its low latent's: squares of 8 px, of which the middle is what it was."""
+    squares_of = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    batch["picture"] = squares_of.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    for step in range(3):
+        recorder, (_, (top, left)) = Recorder(), drawn(step)
+        list(run(stage, net, batch, step, recorder))
+        shown = squares_of[:, :, top // 2 : top // 2 + 4, left // 2 : left // 2 + 4]
+        for views in recorder.seen:
+            torch.testing.assert_close(views.low_picture[:, :, 8::16, 8::16], shown)
+
+
 def squares(picture):
     """Mean colours of the squares of 32 px of a (B, 3, 64, 64) picture: (B, 3, 2, 2)."""
     return picture.detach().reshape(-1, 3, 2, 32, 2, 32).mean((3, 5))
