@@ -1,27 +1,30 @@
 """The trainer's rate beside that of bare forward, backward and optimizer steps of the same network, in one run.
 
     python benchmarks/train.py configs/sdxl-x2.toml --set train.batch=8
+    python benchmarks/train.py configs/sdxl-x2-few-step.toml --vae taesd --profile
 
-Latents are random, so that no photo and no autoencoder is needed; the device is the one that accelerate finds. The bare
-step has one batch for all time, no average of the weights and no bound on the gradients. Prints Markdown: medians of
-`--repeats` steps of each in turn, with the spread, and how long the trainer takes over what the bare step leaves out.
+Latents are random, so that no photo is needed, and an autoencoder only by the third stage; the device is the one that
+accelerate finds. The bare step has one batch for all time, no average of the weights and no bound on the gradients.
+Prints Markdown: medians of `--repeats` steps of each in turn, with the spread, and how long the trainer takes over what
+the bare step leaves out.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 
 import torch
 from measure import Clock, shares, spread
 
+from fmboost_core import load_vae
 from fmboost_core.latent_spaces import latent_space
-from fmboost_core.model import build_network
 from fmboost_core.train.latents import LatentSet, Ragged
 from fmboost_core.train.lift import LiftTask
-from fmboost_core.train.loop import NETWORK, Loop, make_accelerator
+from fmboost_core.train.loop import Loop, make_accelerator
 from fmboost_core.train.settings import RunSettings, read_settings
 from fmboost_core.train.state import RunState
 
@@ -40,37 +43,45 @@ def write_examples(settings: RunSettings, path: Path) -> None:
     pixels = SIDE * space.pixels
     pictures = [torch.randint(256, (3, pixels, pixels), dtype=torch.uint8) for _ in range(IMAGES)]
     kinds["picture"] = Ragged.join(pictures)
-    LatentSet(kinds, {"latent_space": space.name, "scale": scale, "psu": 1}).save(path)
+    identity: dict[str, str | int] = {"latent_space": space.name, "scale": scale, "psu": 1}
+    if settings.data.vae:
+        identity["autoencoder"] = load_vae(settings.data.vae, space=space.name).fingerprint()
+    LatentSet(kinds, identity).save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="a run, see configs/; of every objective that needs no autoencoder")
+    parser.add_argument("config", type=Path, help="a run, see configs/")
+    parser.add_argument("--vae", default="", help="TAESD file or folder, for objectives that need an autoencoder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for fmboost train")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="where the time of the trainer's step goes, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "examples.safetensors"
-        alone = [f"data.cache={cache}", "data.photos=", "data.shares=[]", "data.vae=", "data.validation="]
-        settings = read_settings(args.config, [*args.set, *alone, "train.start_from="])
+        alone = [f"data.cache={cache}", "data.photos=", "data.shares=[]", f"data.vae={args.vae}", "data.validation="]
+        whole = ["train.start_from=", "few_step.adversaries_from=0"]
+        settings = read_settings(args.config, [*args.set, *alone, *whole])
         write_examples(settings, cache)
         out = Path(folder) / "run"
         accelerator = make_accelerator(settings.train, out)
         task = LiftTask(settings, accelerator, out, fresh=True)
         loop = Loop(accelerator, task, settings.train, RunState(settings, out, resume=False))
     device, precision = accelerator.device, settings.train.precision
-    net = build_network(settings.model_config(), device=device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], fused=True)
+    nets = {name: deepcopy(module) for name, module in task.modules.items()}
+    optimizers = {
+        name: torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], fused=True)
+        for name, net in nets.items()
+    }
     batch = task.batch(0)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     def bare() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            _, loss, _ = next(iter(task.losses({NETWORK: net}, batch, 0)))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+            for name, loss, _ in task.losses(nets, batch, 0):
+                loss.backward()
+                optimizers[name].step()
+                optimizers[name].zero_grad()
 
     clock = Clock(str(device), args.repeats)
     bare_row, own_row = "bare step", "trainer's step"

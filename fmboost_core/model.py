@@ -149,7 +149,7 @@ class CFMModel:
 
         pair = torch.cat([x, context], dim=1)
         if tile and max(x.shape[2:]) > tile:
-            return tiling.blend(windows, pair, tile, tile // 4)
+            return tiling.blend(windows, pair, tile, _overlap(tile))
         return windows(pair)
 
     def _network(self, pair: Tensor, t: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class CFMModel:
         first, below = net.channel_mult[0], net.channel_mult[min(1, len(net.channel_mult) - 1)]
         joined = first + below
         channels = net.model_channels * (below + 4 * joined + (net.num_res_blocks + 1) * first)
-        rows, columns = (tiling.windows(side, tile or side, tile // 4)[0] for side in (height, width))
+        rows, columns = (tiling.windows(side, tile or side, _overlap(tile))[0] for side in (height, width))
         pixels = batch * rows * columns / net.pool_factor**2
         weights = 9 * joined * first * net.model_channels**2
         state = batch * height * width * (net.in_channels + 4 * net.out_channels) * 4
@@ -198,3 +198,8 @@ class CFMModel:
         expected = (x0.shape[0], self.config.context_channels, *x0.shape[2:])
         if context.shape != expected:
             raise ValueError(f"a context of shape {tuple(context.shape)}: expected {expected}")
+
+
+def _overlap(tile: int) -> int:
+    """Latent pixels that neighbouring tiles of the network share."""
+    return tile // 4
