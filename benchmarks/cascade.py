@@ -1,6 +1,6 @@
 """How much noise the second lift of a cascade should start with: 128 px to 512 px by x2 and x2, as a Markdown table.
 
-    python benchmarks/cascade.py --data photos/val --vae taesd --limit 8
+    python benchmarks/cascade.py --data photos/val --vae taesd --limit 8 --once fmboost-sd15-x4
 
 Every photo is cut to a square of --side px, reduced four times, encoded and lifted twice; the first lift is the same in
 all rows. Columns are those of `fmboost evaluate`.
@@ -29,6 +29,7 @@ LEVEL = "/8"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fmboost-sd15-x2")
+    parser.add_argument("--once", help="a model of x4 to compare with")
     parser.add_argument("--data", required=True, help="folder of photos")
     parser.add_argument("--vae", required=True, help="TAESD file or folder")
     parser.add_argument("--noise-steps", default="0,100,200,250,300", help="of the second lift (default: %(default)s)")
@@ -39,6 +40,7 @@ def main() -> None:
     model = load_model(args.model)
     if model.scale != 2:
         parser.error(f"{args.model} lifts x{model.scale}: two lifts are compared here with x4, expected a model of x2")
+    once = load_model(args.once) if args.once else None
     vae = load_vae(args.vae, space=model.space.name)
     photos = find_photos(args.data)
     noise_steps = [int(n) for n in args.noise_steps.split(",")]
@@ -52,6 +54,8 @@ def main() -> None:
                 "reconstruction": vae.decode(vae.encode(photo)),
                 "psu x4": vae.decode(vae.encode(enlarge(vae.decode(low), 4))),
             }
+            if once:
+                found["x4"] = vae.decode(once.upscale(low, Sampling(args.steps, batch_index=(index,)), vae=vae))
             first = model.upscale(low, Sampling(args.steps, batch_index=(index,)), vae=vae)
             for step in noise_steps:
                 second = Sampling(args.steps, seed=stage_seed(0, 1), noise_step=step, batch_index=(index,))
