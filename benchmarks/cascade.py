@@ -41,6 +41,8 @@ def main() -> None:
     if model.scale != 2:
         parser.error(f"{args.model} lifts x{model.scale}: two lifts are compared here with x4, expected a model of x2")
     once = load_model(args.once) if args.once else None
+    if once and once.scale != 4:
+        parser.error(f"{args.once} lifts x{once.scale}: expected a model of x4")
     vae = load_vae(args.vae, space=model.space.name)
     photos = find_photos(args.data)
     noise_steps = [int(n) for n in args.noise_steps.split(",")]
