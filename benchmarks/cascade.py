@@ -3,13 +3,14 @@
     python benchmarks/cascade.py --data photos/val --vae taesd --limit 8 --once fmboost-sd15-x4
 
 Every photo is cut to a square of --side px, reduced four times, encoded and lifted twice; the first lift is the same in
-all rows. Columns are those of `fmboost evaluate`.
+all rows. `--once` adds one lift of the same latent by a model of x4. Columns are those of `fmboost evaluate`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -56,11 +57,12 @@ def main() -> None:
                 "reconstruction": vae.decode(vae.encode(photo)),
                 "psu x4": vae.decode(vae.encode(enlarge(vae.decode(low), 4))),
             }
+            sampling = Sampling(args.steps, batch_index=(index,))
             if once:
-                found["x4"] = vae.decode(once.upscale(low, Sampling(args.steps, batch_index=(index,)), vae=vae))
-            first = model.upscale(low, Sampling(args.steps, batch_index=(index,)), vae=vae)
+                found["x4"] = vae.decode(once.upscale(low, sampling, vae=vae))
+            first = model.upscale(low, sampling, vae=vae)
             for step in noise_steps:
-                second = Sampling(args.steps, seed=stage_seed(0, 1), noise_step=step, batch_index=(index,))
+                second = replace(sampling, seed=stage_seed(0, 1), noise_step=step)
                 found[f"x2, x2 from noise step {step}"] = vae.decode(model.upscale(first, second, vae=vae))
             for name, picture in found.items():
                 pictures.setdefault(name, []).append(picture)
