@@ -14,12 +14,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..train.lift import encode_run
+    from ..train.lift import encode_run, run_vae
     from ..train.settings import read_settings
-    from ..vae.files import load_vae
 
     settings = read_settings(args.config, args.set)
-    vae = load_vae(settings.data.vae, space=settings.data.latent_space)
-    examples, _ = encode_run(settings, vae, (0, 1))
+    examples, _ = encode_run(settings, run_vae(settings), (0, 1))
     count = examples.save(args.out, None if args.limit_mib is None else int(args.limit_mib * 2**20))
     print(f"{args.out}: {count} of {len(examples)} examples, {Path(args.out).stat().st_size / 2**20:.1f} MiB")

@@ -116,8 +116,7 @@ class LiftTask:
                 f"objective {self.settings.train.objective} and validation decode pictures: set data.vae, or leave "
                 "data.validation out"
             )
-        dtype = torch.bfloat16 if self.settings.train.precision == "bf16" else torch.float32
-        return load_vae(data.vae, space=data.latent_space, device=self.device, dtype=dtype)
+        return run_vae(self.settings, self.device)
 
     def _crops(self) -> LatentCrops:
         data, train = self.settings.data, self.settings.train
@@ -177,6 +176,12 @@ class LiftTask:
                 f"the packed latents {self.settings.data.cache} were made with {found}, this run has {wanted}: pack "
                 "others with 'fmboost pack'"
             )
+
+
+def run_vae(settings: RunSettings, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder of a run, in the precision of its latents."""
+    dtype = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
+    return load_vae(settings.data.vae, space=settings.data.latent_space, device=device, dtype=dtype)
 
 
 def encode_run(settings: RunSettings, vae: Autoencoder, share: tuple[int, int]) -> tuple[LatentSet, list[int]]:

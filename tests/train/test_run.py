@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fmboost_core import load_model, load_vae
 from fmboost_core.cli.main import main
 from fmboost_core.evaluate.methods import is_regression
+from fmboost_core.train.latents import LatentSet
 
 
 def rows(folder, name="log"):
@@ -99,6 +100,13 @@ def test_packed_latents_train_as_their_photos_do(place, kinds, capsys):
     assert place.train("packed", *kinds["cfm"], *alone) == 0
     found, expected = (load_file(f / "tiny.safetensors") for f in (place.folder / "packed", place.whole("cfm")))
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", "float32"), ("bf16", "bfloat16")])
+def test_latents_are_packed_in_the_precision_of_the_run(place, precision, dtype):
+    """They were always packed in float32, so a run in bf16 that was then packed had its photos encoded again."""
+    assert pack(place, f"{precision}.safetensors", "--set", f"train.precision={precision}") == 0
+    assert LatentSet.load(place.folder / f"{precision}.safetensors").identity["dtype"] == dtype
 
 
 def test_packed_latents_that_do_not_fit_are_a_sentence(place, vae, capsys, tmp_path):
