@@ -163,8 +163,9 @@ def main() -> None:
 
     def today() -> Tensor:
         vae.decode(low.to(dtype))
-        large = F.interpolate(enlarger(small), scale_factor=0.5, mode="bilinear", antialias=True)
-        return vae.encode(large).latent_dist.mode()
+        enlarged = enlarger(small).float()  # processors have no antialiasing in half precision
+        large = F.interpolate(enlarged, scale_factor=0.5, mode="bilinear", antialias=True)
+        return vae.encode(large.to(dtype)).latent_dist.mode()
 
     def sampling() -> None:
         for _ in range(SAMPLING_STEPS):
