@@ -20,7 +20,7 @@ from ..fmboost_core.sampling import STEPS
 from ..fmboost_core.solver import Callback, evaluations
 from ..fmboost_core.vae.protocol import VAE
 from .host.files import TROUBLE
-from .host.latents import Latents, choose_space, latent_format
+from .host.latents import LatentFormat, Latents, choose_space
 from .host.memory import HALF, HostModel, within_memory
 from .host.preview import Progress
 from .host.schema import ADVANCED, LATENT_CATEGORY, CFMType, schema, seed_input
@@ -173,13 +173,13 @@ class CFMLatentUpscale(io.ComfyNode):
     def execute(cls, model: HostModel, samples: dict[str, Any], steps: int, seed: int, **options: Any) -> io.NodeOutput:
         options = _Options(**options)
         latents = Latents(samples)
-        model.check_latents(latents.raw)
+        model.check_samples(latents.raw)
         if 0 < options.tile_size < SMALLEST_TILE:
             raise ValueError(f"tile_size is {options.tile_size}: expected 0 (whole) or a number from {SMALLEST_TILE}")
         space = choose_space(model, options.latent_space, latents)
         count = _count_lifts(model, options)
         low, sampling = _denoised(latents, options.sampling(steps, seed))
-        scaling, device = latent_format(space.name), model.patcher.load_device
+        scaling, device = LatentFormat(space), model.patcher.load_device
         low = scaling.process_in(low.to(device))
         source = None if options.source is None else scaling.process_in(_source(options, model, low).to(device))
         make_vae = find_vae(model, options.vae, space)
@@ -187,7 +187,7 @@ class CFMLatentUpscale(io.ComfyNode):
         if doubts:
             log.warning("CFM Latent Upscale: %s", doubts)
         passes = 2 if model.config.flow.upsampling == "psu" else 0
-        progress = Progress(device, space.name, low.shape[0] * count, evaluations(sampling.solver, steps), passes)
+        progress = Progress(device, space, low.shape[0] * count, evaluations(sampling.solver, steps), passes)
         batch_index = latents.batch_index
         began, results, paths = time.perf_counter(), [], []
         # An adaptive solver chooses the steps of each image for itself.
@@ -211,7 +211,7 @@ class CFMLatentUpscale(io.ComfyNode):
             results.append(high)
             paths.append(torch.stack([*path, high.cpu()], dim=1).flatten(0, 1))
         result = scaling.process_out(torch.cat(results))
-        summary = _summary(low, result, space.pixels, progress.evaluations, time.perf_counter() - began)
+        summary = _summary(latents.raw, result, space.folded_pixels, progress.evaluations, time.perf_counter() - began)
         log.info("CFM Latent Upscale: %s", summary)
         progress.show(f"{summary}\n{doubts}".rstrip())
         latent = latents.repack(result)

@@ -14,8 +14,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..fmboost_core import LATENT_SPACES
 from ..fmboost_core.noise import augment, draw_noise
-from .host.latents import Latents, latent_format
+from .host.latents import LatentFormat, Latents
 from .host.memory import HostModel
 from .host.schema import LATENT_CATEGORY, CFMType, schema, seed_input
 
@@ -34,9 +35,10 @@ class Noise(NamedTuple):
 
 def noised(noise: Noise) -> Tensor:
     """Raw latents with the noise `noise` describes."""
-    scaling = latent_format(noise.space)
-    drawn = draw_noise(noise.clean.shape, noise.seed, noise.batch_index).to(noise.clean)
-    return scaling.process_out(augment(scaling.process_in(noise.clean), noise.noise_step, drawn))
+    scaling = LatentFormat(LATENT_SPACES[noise.space])
+    clean = scaling.process_in(noise.clean)
+    drawn = draw_noise(clean.shape, noise.seed, noise.batch_index).to(clean)
+    return scaling.process_out(augment(clean, noise.noise_step, drawn))
 
 
 def noise_behind(latents: Latents) -> Noise | None:
@@ -97,7 +99,7 @@ class NoiseAugment(io.ComfyNode):
     @classmethod
     def execute(cls, model: HostModel, samples: dict[str, Any], noise_step: int, seed: int) -> io.NodeOutput:
         latents = Latents(samples)
-        model.check_latents(latents.raw)
+        model.check_samples(latents.raw)
         step = model.config.flow.noise_step if noise_step < 0 else noise_step
         noise = Noise(latents.raw, step, seed, latents.batch_index, model.space.name)
         return io.NodeOutput(latents.repack(noised(noise), **{KEY: noise}))

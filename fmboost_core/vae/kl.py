@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..latent_spaces import LatentSpace, latent_space
 from .autoencoder import Autoencoder
+
+CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2")
 
 
 class _Encoder(nn.Module):
@@ -18,7 +22,11 @@ class _Encoder(nn.Module):
         self.kl, self.space = kl, space
 
     def forward(self, images: Tensor) -> Tensor:
-        return (self.kl.encode(2 * images - 1).latent_dist.mode() - self.space.shift) * self.space.scale
+        latents = (self.kl.encode(2 * images - 1).latent_dist.mode() - self.space.shift) * self.space.scale
+        if self.space.fold == 1:
+            return latents
+        mean, deviation = _statistics(self.kl)
+        return F.pixel_shuffle((F.pixel_unshuffle(latents, self.space.fold) - mean) / deviation, self.space.fold)
 
 
 class _Decoder(nn.Module):
@@ -27,11 +35,21 @@ class _Decoder(nn.Module):
         self.kl, self.space = kl, space
 
     def forward(self, latents: Tensor) -> Tensor:
+        if self.space.fold > 1:
+            mean, deviation = _statistics(self.kl)
+            folded = F.pixel_unshuffle(latents, self.space.fold) * deviation + mean
+            latents = F.pixel_shuffle(folded, self.space.fold)
         return (self.kl.decode(latents / self.space.scale + self.space.shift).sample + 1) / 2
 
 
+def _statistics(kl: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of FLUX.2's folded latents, for each channel, as the autoencoder keeps them."""
+    mean, variance = (value.view(1, -1, 1, 1) for value in (kl.bn.running_mean, kl.bn.running_var))
+    return mean, torch.sqrt(variance + kl.config.batch_norm_eps)
+
+
 def is_kl_folder(folder: Path) -> bool:
-    """Whether diffusers' AutoencoderKL wrote this folder. Raises ValueError for a config.json that is not JSON."""
+    """Whether one of diffusers' `CLASSES` wrote this folder. Raises ValueError for a config.json that is not JSON."""
     config = folder / "config.json"
     if not config.is_file():
         return False
@@ -39,22 +57,24 @@ def is_kl_folder(folder: Path) -> bool:
         found = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{config} is not JSON ({error}): get the file again") from error
-    return isinstance(found, dict) and found.get("_class_name") == "AutoencoderKL"
+    return isinstance(found, dict) and found.get("_class_name") in CLASSES
 
 
 def load_kl(folder: Path, space: str | None) -> Autoencoder:
-    """The AutoencoderKL in `folder`, with latents scaled by the numbers of `space`; `encode` returns the mode.
+    """The autoencoder in `folder`, with latents scaled by the numbers of `space`, those of FLUX.2 by its own.
 
-    Raises ValueError where diffusers is missing, or the space is not named or has another number of channels.
+    `encode` returns the mode. Raises ValueError where diffusers is missing or too old, or the space is not named or
+    has another number of channels.
     """
     try:
-        from diffusers import AutoencoderKL
+        from diffusers import AutoencoderKL, AutoencoderKLFlux2
     except ImportError as error:
         raise ValueError(f"{folder} needs diffusers: install it with pip install 'fmboost[paper]'") from error
     if space is None:
         raise ValueError(f"{folder} does not tell its latent space: name it with space=")
     found = latent_space(space)
-    kl: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    kind: Any = AutoencoderKL if found.fold == 1 else AutoencoderKLFlux2
+    kl: Any = kind.from_pretrained(folder, local_files_only=True)
     if kl.config.latent_channels != found.channels:
         raise ValueError(
             f"{folder} makes latents of {kl.config.latent_channels} channels: {space} latents have {found.channels}; "

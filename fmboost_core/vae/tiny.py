@@ -20,39 +20,56 @@ class Clamp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    """Three convolutions around which the input passes; with `normed`, after a step that sees the whole picture."""
+
+    def __init__(self, width: int, normed: bool = False) -> None:
         super().__init__()
         self.conv = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width))
         self.fuse = nn.ReLU()
+        if normed:
+            wide = 4 * width
+            self.pool = nn.Sequential(
+                nn.Conv2d(width, wide, 1, bias=False),
+                nn.GroupNorm(4, wide),
+                nn.ReLU(),
+                nn.Conv2d(wide, width, 1, bias=False),
+            )
+        self.normed = normed
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.normed:
+            x = x + self.pool(x)
         return self.fuse(self.conv(x) + x)
 
 
-def tiny_encoder(channels: int, width: int = 64) -> nn.Sequential:
-    """(B, 3, H, W) in [0, 1] -> (B, channels, H/8, W/8)."""
+def tiny_encoder(channels: int, width: int = 64, normed: bool = False) -> nn.Sequential:
+    """(B, 3, H, W) in [0, 1] -> (B, channels, H/8, W/8). FLUX.2's is `normed` at the lowest resolution."""
     layers: list[nn.Module] = [_conv(3, width), Block(width)]
-    for _ in range(3):
-        layers += [_conv(width, width, stride=2, bias=False), *(Block(width) for _ in range(3))]
+    for level in range(3):
+        blocks = (Block(width, normed and level == 2) for _ in range(3))
+        layers += [_conv(width, width, stride=2, bias=False), *blocks]
     return nn.Sequential(*layers, _conv(width, channels))
 
 
-def tiny_decoder(channels: int, width: int = 64) -> nn.Sequential:
-    """(B, channels, h, w) -> (B, 3, 8h, 8w), about [0, 1]."""
+def tiny_decoder(channels: int, width: int = 64, normed: bool = False) -> nn.Sequential:
+    """(B, channels, h, w) -> (B, 3, 8h, 8w), about [0, 1]. FLUX.2's is `normed` at the lowest resolution."""
     layers: list[nn.Module] = [Clamp(), _conv(channels, width), nn.ReLU()]
-    for _ in range(3):
-        layers += [*(Block(width) for _ in range(3)), nn.Upsample(scale_factor=2), _conv(width, width, bias=False)]
+    for level in range(3):
+        blocks = (Block(width, normed and level == 0) for _ in range(3))
+        layers += [*blocks, nn.Upsample(scale_factor=2), _conv(width, width, bias=False)]
     return nn.Sequential(*layers, Block(width), _conv(width, 3))
 
 
 def tiny_autoencoder(
     space: LatentSpace, encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor], origin: object
 ) -> Autoencoder:
-    """The autoencoder of these weights; its width is read from their shapes. Raises ValueError that names `origin`."""
+    """The autoencoder of these weights, which tell its width and whether it is normed. Raises ValueError that names
+    `origin`."""
+    normed = "11.pool.0.weight" in encoder
     vae = Autoencoder(
         space,
-        tiny_encoder(space.channels, encoder["0.weight"].shape[0]),
-        tiny_decoder(space.channels, decoder["1.weight"].shape[0]),
+        tiny_encoder(space.channels, encoder["0.weight"].shape[0], normed),
+        tiny_decoder(space.channels, decoder["1.weight"].shape[0], normed),
     )
     try:
         vae.encoder.load_state_dict(encoder)

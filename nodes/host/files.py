@@ -33,7 +33,7 @@ def model_path(name: str) -> Path:
 
 def models_for(channels: int) -> str:
     """What to load for latents of so many channels, to end a sentence with."""
-    fit = [name for name in shipped_models() if LATENT_SPACES[name.split("-")[1]].channels == channels]
+    fit = [name for name in shipped_models() if LATENT_SPACES[name.split("-")[1]].folded_channels == channels]
     if not fit:
         return f"none of those that come with FMBoost fits, so put one into models/{MODEL_FOLDER} ({GUIDE})"
     return f"choose {' or '.join(fit)} in Load CFM Model, which come with FMBoost ({GUIDE})"

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.latent_formats
 import comfy.model_management as mm
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...fmboost_core import LATENT_SPACES, CFMModel, LatentSpace
@@ -17,6 +18,7 @@ _FORMATS = {
     "sdxl": comfy.latent_formats.SDXL,
     "sd3": comfy.latent_formats.SD3,
     "flux": comfy.latent_formats.Flux,
+    "flux2": comfy.latent_formats.Flux2,
 }
 
 
@@ -86,9 +88,24 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def latent_format(space: str) -> comfy.latent_formats.LatentFormat:
-    """Scaling to and from what nodes pass on (``process_in``, ``process_out``), and the colours of previews."""
-    return _FORMATS[space]()
+class LatentFormat:
+    """Raw latents, which nodes pass on, as scaled ones, which networks see, and back."""
+
+    def __init__(self, space: LatentSpace) -> None:
+        self.host: comfy.latent_formats.LatentFormat = _FORMATS[space.name]()  # which also knows colours of previews
+        self.side = space.fold
+
+    def process_in(self, raw: Tensor) -> Tensor:
+        """Raw (N, C * fold^2, h, w) -> scaled (N, C, fold * h, fold * w)."""
+        return F.pixel_shuffle(self.host.process_in(raw), self.side)
+
+    def process_out(self, scaled: Tensor) -> Tensor:
+        """Scaled (N, C, fold * h, fold * w) -> raw (N, C * fold^2, h, w)."""
+        return self.host.process_out(self.fold(scaled))
+
+    def fold(self, scaled: Tensor) -> Tensor:
+        """Scaled latents in the layout of the host."""
+        return F.pixel_unshuffle(scaled, self.side)
 
 
 def choose_space(model: CFMModel, choice: str, latents: Latents) -> LatentSpace:
@@ -108,7 +125,7 @@ def choose_space(model: CFMModel, choice: str, latents: Latents) -> LatentSpace:
     space = LATENT_SPACES[choice]
     if space.channels != model.space.channels:
         raise ValueError(
-            f"latent_space is {choice} ({space.channels} channels) and the model was trained on {model.space.name} "
-            f"({model.space.channels} channels): choose auto, or a model of that family"
+            f"latent_space is {choice} ({space.folded_channels} channels) and the model was trained on "
+            f"{model.space.name} ({model.space.folded_channels} channels): choose auto, or a model of that family"
         )
     return space

@@ -50,12 +50,14 @@ class HostModel(CFMModel):
         """The same weights, with the network's arithmetic in float32."""
         return HostModel(self.name, self.config, self.patcher, torch.float32)
 
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ValueError, which says what to load, for latents of another family's channels."""
-        try:
-            super().check_latents(latents)
-        except ValueError as error:
-            raise ValueError(f"{error}: {models_for(latents.shape[1])}") from error
+    def check_samples(self, raw: Tensor) -> None:
+        """Raise ValueError, which says what to load, for latents (N, C, h, w) of another family's channels."""
+        expected, found = self.space.folded_channels, raw.shape[1]
+        if found != expected:
+            raise ValueError(
+                f"latents of shape {tuple(raw.shape)} do not fit this model: it was trained on {self.space.name} "
+                f"latents, (B, {expected}, h, w); use a model of the family your latents come from: {models_for(found)}"
+            )
 
     def make_context(self, low: Tensor, vae: VAE | None = None) -> Tensor:
         if self.config.context_encoder is not None:

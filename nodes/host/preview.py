@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from .latents import latent_format
+from ...fmboost_core import LatentSpace
+from .latents import LatentFormat
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +24,16 @@ PREVIEW_SIZE = 128  # latent pixels
 class Progress:
     """Progress over lifts, of which some run together, with the first one's current estimate as its picture."""
 
-    def __init__(self, device: torch.device, space: str, lifts: int, evaluations: int | None, passes: int) -> None:
+    def __init__(
+        self, device: torch.device, space: LatentSpace, lifts: int, evaluations: int | None, passes: int
+    ) -> None:
         """A lift has `passes` of a VAE and then `evaluations` of the network; None where the solver chooses them:
         progress is then time in the flow."""
         self.passes, self.per_lift = passes, passes + (evaluations or 1000)
         self.evaluations, self.begun, self.together = 0, 0, 1
         self.bar = comfy.utils.ProgressBar(lifts * self.per_lift)
-        self.previewer = latent_preview.get_previewer(device, latent_format(space))
+        self.format = LatentFormat(space)
+        self.previewer = latent_preview.get_previewer(device, self.format.host)
 
     def begin(self, number: int, together: int) -> None:
         """What is reported from now on is of lift `number` and those after it, `together` in all."""
@@ -67,9 +71,10 @@ class Progress:
         try:
             factor = PREVIEW_SIZE / max(estimate.shape[2:])
             if factor < 1:  # a preview is shown small: decoding all of a large latent would cost more than a step
-                size = [max(1, round(side * factor)) for side in estimate.shape[2:]]
+                fold = self.format.side
+                size = [fold * max(1, round(side * factor / fold)) for side in estimate.shape[2:]]
                 estimate = F.interpolate(estimate, size, mode="area")
-            return self.previewer.decode_latent_to_preview_image("JPEG", estimate)
+            return self.previewer.decode_latent_to_preview_image("JPEG", self.format.fold(estimate))
         except mm.InterruptProcessingException:
             raise
         except Exception:

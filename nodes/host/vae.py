@@ -15,7 +15,7 @@ from ...fmboost_core import LatentSpace
 from ...fmboost_core.vae.family import mistaken_for
 from ...fmboost_core.vae.protocol import VAE
 from .files import TROUBLE
-from .latents import latent_format
+from .latents import LatentFormat
 from .memory import HostModel
 
 log = logging.getLogger(__name__)
@@ -28,31 +28,37 @@ VAE_TILE = 64  # latent pixels; smaller ones see too little of their surrounding
 class HostVAE:
     """(B, 3, H, W) images in [0, 1] to scaled latents and back.
 
-    With `tile` above 0 in tiles of that many latent pixels on a side, at least `VAE_TILE`; otherwise the host decides.
+    With `tile` above 0 in tiles of that many latent pixels on a side, at least `VAE_TILE`, where the VAE can be tiled;
+    otherwise the host decides.
     `passed` hears of each of the two passes of a lift.
     """
 
     def __init__(self, vae: comfy.sd.VAE, space: LatentSpace, tile: int, passed: Passed) -> None:
         pixels, channels = vae.spacial_compression_decode(), vae.latent_channels
-        if getattr(vae, "latent_dim", 2) != 2 or (channels, pixels) != (space.channels, space.pixels):
+        # The host says 8 of the TAESD of FLUX.2, whose latent pixels are 16, and so cannot decode it in tiles.
+        tiles = pixels == space.folded_pixels
+        fits = channels == space.folded_channels and (tiles or pixels == space.pixels)
+        if getattr(vae, "latent_dim", 2) != 2 or not fits:
             raise ValueError(
                 f"the VAE has latents of {channels} channels and {pixels} pixels a side, the CFM model works on "
-                f"{space.name} latents of {space.channels} and {space.pixels}: connect the VAE these latents come from"
+                f"{space.name} latents of {space.folded_channels} and {space.folded_pixels}: connect the VAE these "
+                "latents come from"
             )
-        self.vae, self.format, self.pixels = vae, latent_format(space.name), space.pixels
-        self.tile, self.passed = max(tile, VAE_TILE) if tile else 0, passed
+        self.vae, self.format, self.space = vae, LatentFormat(space), space
+        self.tile, self.passed = max(tile, VAE_TILE) if tile and tiles else 0, passed
 
     def decode(self, latents: Tensor) -> Tensor:
         raw = self.format.process_out(latents)
-        if self.tile and max(raw.shape[2:]) > self.tile:
-            images = self.vae.decode_tiled(raw, tile_x=self.tile, tile_y=self.tile, overlap=self.tile // 4)
+        tile = self.tile // self.space.fold
+        if tile and max(raw.shape[2:]) > tile:
+            images = self.vae.decode_tiled(raw, tile_x=tile, tile_y=tile, overlap=tile // 4)
         else:
             images = self.vae.decode(raw)
         self.passed(1)
         return images.movedim(-1, 1).to(latents)  # the host leaves them on a device of its own choice
 
     def encode(self, images: Tensor) -> Tensor:
-        images, tile = images.movedim(1, -1), self.tile * self.pixels
+        images, tile = images.movedim(1, -1), self.tile * self.space.pixels
         if tile and max(images.shape[1:3]) > tile:
             raw = self.vae.encode_tiled(images, tile_x=tile, tile_y=tile, overlap=tile // 4)
         else:

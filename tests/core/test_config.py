@@ -186,11 +186,15 @@ def test_a_start_from_noise_has_no_noise_step(path):
 
 
 def test_latent_spaces_are_those_of_their_families():
-    """Scale and shift as published with the autoencoders of Stable Diffusion 1.x, XL, 3 and of Flux."""
+    """Scale and shift as published with the autoencoders of Stable Diffusion 1.x, XL, 3 and of FLUX.1; the latents of
+    FLUX.2 are normalised by its autoencoder, and ComfyUI's Flux2 has 128 channels of 16 pixels."""
     table = {s.name: (s.channels, s.scale, s.shift, s.pixels) for s in LATENT_SPACES.values()}
     assert table == {
         "sd15": (4, 0.18215, 0.0, 8),
         "sdxl": (4, 0.13025, 0.0, 8),
         "sd3": (16, 1.5305, 0.0609, 8),
         "flux": (16, 0.3611, 0.1159, 8),
+        "flux2": (32, 1.0, 0.0, 8),
     }
+    folded = {s.name: (s.folded_channels, s.folded_pixels) for s in LATENT_SPACES.values() if s.fold > 1}
+    assert folded == {"flux2": (128, 16)}

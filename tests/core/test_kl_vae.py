@@ -38,6 +38,29 @@ def test_images_and_latents_have_our_ranges(folder):
     assert vae.fingerprint() == load_vae(folder, space="sd15").fingerprint()
 
 
+@torch.inference_mode()
+def test_latents_of_flux_2_are_normalised_in_folded_blocks(tmp_path):
+    torch.manual_seed(0)
+    kl = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=32,
+    ).eval()
+    kl.bn.running_mean.normal_()
+    kl.bn.running_var.uniform_(0.5, 2.0)
+    kl.save_pretrained(tmp_path)
+    vae = load_vae(tmp_path, space="flux2")
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    raw = kl.encode(2 * image - 1).latent_dist.mean
+    # As its pipeline does: blocks of 2x2 into channels, then the batch norm in evaluation.
+    folded = kl.bn(raw.view(1, 32, 2, 2, 3, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 128, 2, 3))
+    latent = vae.encode(image)
+    assert latent.shape == (1, 32, 4, 6)
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        torch.testing.assert_close(latent[:, :, row::2, column::2], folded[:, 2 * row + column :: 4])
+    torch.testing.assert_close(vae.decode(latent), (kl.decode(raw).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=1e-4)
+
+
 def test_its_latent_space_is_asked_for_and_checked(folder):
     with pytest.raises(ValueError, match="does not tell its latent space: name it with space="):
         load_vae(folder)

@@ -19,6 +19,7 @@ from fmboost_core.vae.files import load_vae
 PACKAGE = Path(fmboost_core.__file__).parent
 WIDTH = 8
 CONV = (0, 2, 4)  # of a block
+NORMED = {True: (3, 4, 5), False: (11, 12, 13)}  # blocks at the lowest resolution, in the decoder and in the encoder
 
 
 def layers(channels, decoder):
@@ -33,24 +34,39 @@ def layers(channels, decoder):
     yield f"{19 if decoder else 14}", *last, True
 
 
-def weights(channels, decoder, seed=0):
+def weights(channels, decoder, seed=0, normed=False):
     generator = torch.Generator().manual_seed(seed + decoder)
     state = {}
     for name, c_in, c_out, bias in layers(channels, decoder):
         state[f"{name}.weight"] = torch.randn(c_out, c_in, 3, 3, generator=generator) * (1 / (9 * c_in)) ** 0.5
         if bias:
             state[f"{name}.bias"] = torch.randn(c_out, generator=generator) * 0.1
+    for n in NORMED[decoder] if normed else ():
+        state[f"{n}.pool.0.weight"] = torch.randn(4 * WIDTH, WIDTH, 1, 1, generator=generator)
+        state[f"{n}.pool.1.weight"] = torch.rand(4 * WIDTH, generator=generator)
+        state[f"{n}.pool.1.bias"] = torch.randn(4 * WIDTH, generator=generator) * 0.1
+        state[f"{n}.pool.3.weight"] = torch.randn(WIDTH, 4 * WIDTH, 1, 1, generator=generator) * 0.1
     return state
 
 
 def run(state, x, decoder):
-    """The two nets of madebyollin/taesd, written out in float64."""
+    """The two nets of madebyollin/taesd, written out in float64; in FLUX.2's some blocks have a norm in front."""
     state, x = {k: v.double() for k, v in state.items()}, x.double()
 
     def conv(name, x, stride=1):
         return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), padding=1, stride=stride)
 
+    def pool(n, x):
+        wide = torch.einsum("bchw,oc->bohw", x, state[f"{n}.pool.0.weight"][:, :, 0, 0])
+        groups = wide.unflatten(1, (4, -1))
+        variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
+        wide = ((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+        wide = wide * state[f"{n}.pool.1.weight"][:, None, None] + state[f"{n}.pool.1.bias"][:, None, None]
+        return torch.einsum("bchw,oc->bohw", F.relu(wide), state[f"{n}.pool.3.weight"][:, :, 0, 0])
+
     def block(n, x):
+        if f"{n}.pool.0.weight" in state:
+            x = x + pool(n, x)
         return F.relu(conv(f"{n}.conv.4", F.relu(conv(f"{n}.conv.2", F.relu(conv(f"{n}.conv.0", x))))) + x)
 
     if decoder:
@@ -72,18 +88,19 @@ def save(state, path):
     (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
 
 
-def write_pair(folder, suffix=".safetensors", stem="taesd", channels=4):
+def write_pair(folder, suffix=".safetensors", stem="taesd", channels=4, normed=False):
     for name in ("encoder", "decoder"):
-        save(weights(channels, name == "decoder"), folder / f"{stem}_{name}{suffix}")
+        save(weights(channels, name == "decoder", normed=normed), folder / f"{stem}_{name}{suffix}")
     return folder / f"{stem}_encoder{suffix}"
 
 
-def check(vae, channels=4):
+def check(vae, channels=4, normed=False):
     images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     latents = torch.randn(2, channels, 2, 3, generator=torch.Generator().manual_seed(2))
     encoded, decoded = vae.encode(images).double(), vae.decode(latents).double()
-    torch.testing.assert_close(encoded, run(weights(channels, False), images, False), rtol=0, atol=1e-5)
-    torch.testing.assert_close(decoded, run(weights(channels, True), latents, True), rtol=0, atol=1e-5)
+    nets = [weights(channels, decoder, normed=normed) for decoder in (False, True)]
+    torch.testing.assert_close(encoded, run(nets[0], images, False), rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded, run(nets[1], latents, True), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -103,6 +120,12 @@ def test_every_family_is_known_by_its_file_names_and_in_a_folder(tmp_path, space
     by_name = load_vae(tmp_path / f"{space.taesd}_encoder.safetensors")
     assert by_name.space == load_vae(tmp_path, space=space.name).space == space
     check(by_name, space.channels)
+
+
+def test_the_norms_of_flux_2_are_known_by_the_weights(tmp_path):
+    vae = load_vae(write_pair(tmp_path, stem="taef2", channels=32, normed=True))
+    assert vae.space.name == "flux2"
+    check(vae, 32, normed=True)
 
 
 def diffusers(name, state):

@@ -47,12 +47,13 @@ def write_all(folder: Path) -> None:
     write(folder / "identity-psu.safetensors", config(upsampling="psu"))
     write(folder / "identity-noise.safetensors", config(noise_step=400))
     write(folder / "random.safetensors", config(noise_step=200), gain=0.05)
-    for space in ("sdxl", "sd3", "flux"):
+    for space in ("sdxl", "sd3", "flux", "flux2"):
         write(folder / f"random-{space}.safetensors", config(space, noise_step=200), gain=0.05)
     for space in ("sd15", "flux"):
         learned = config(space, upsampling="learned", noise_step=200)
         write(folder / f"random-{space}-learned.safetensors", learned, gain=0.05)
-    for space, scale in (("sd15", 2), ("sd15", 4), ("sdxl", 2), ("flux", 2)):  # as the models that ship
+    like_shipped = (("sd15", 2), ("sd15", 4), ("sdxl", 2), ("sd3", 2), ("flux", 2), ("flux2", 2))
+    for space, scale in like_shipped:
         picture = config(space, scale=scale, upsampling="psu", picture_context=True, noise_step=200)
         write(folder / f"random-{space}-x{scale}.safetensors", picture, gain=0.05)
     write(folder / "overflowing.safetensors", config(), gain=1e30)
