@@ -30,7 +30,8 @@ class LoadCFMModel(io.ComfyNode):
                     options=model_names() or [NO_MODEL],
                     tooltip=(
                         "A model that comes with FMBoost (fmboost-<family>-x<scale>), or a .safetensors file in "
-                        f"models/{MODEL_FOLDER}. Choose the family your latents come from: sd15, sdxl, sd3, flux."
+                        f"models/{MODEL_FOLDER}. Choose the family your latents come from: sd15, sdxl, sd3, flux, "
+                        "flux2."
                     ),
                 ),
             ],

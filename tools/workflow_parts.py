@@ -20,7 +20,13 @@ SIZES = {  # heights, as the frontend draws them
     "ConditioningZeroOut": 30,
     "EmptyLatentImage": 106,
     "EmptySD3LatentImage": 106,
+    "EmptyFlux2LatentImage": 106,
     "KSampler": 262,
+    "KSamplerSelect": 58,
+    "RandomNoise": 82,
+    "CFGGuider": 98,
+    "Flux2Scheduler": 106,
+    "SamplerCustomAdvanced": 112,
     "LoadImage": 314,
     "VAEEncode": 50,
     "VAEEncodeTiled": 150,
@@ -87,6 +93,11 @@ SDXL_FILE = file(
     "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     "checkpoints",
 )
+SD35_FILE = file(
+    "sd3.5_large_fp8_scaled.safetensors",
+    "Comfy-Org/stable-diffusion-3.5-fp8/resolve/main/sd3.5_large_fp8_scaled.safetensors",
+    "checkpoints",
+)
 LCM_FILE = file(
     "lcm-lora-sdv1-5.safetensors",
     "latent-consistency/lcm-lora-sdv1-5/resolve/main/pytorch_lora_weights.safetensors",
@@ -98,6 +109,14 @@ Z_MODEL = file(
 )
 Z_TEXT = file("qwen_3_4b.safetensors", f"{Z}/text_encoders/qwen_3_4b.safetensors", "text_encoders")
 Z_VAE = file("ae.safetensors", f"{Z}/vae/ae.safetensors", "vae")
+KLEIN = "Comfy-Org/flux2-klein/resolve/main/split_files"
+KLEIN_MODEL = file(
+    "flux-2-klein-4b.safetensors", f"{KLEIN}/diffusion_models/flux-2-klein-4b.safetensors", "diffusion_models"
+)
+KLEIN_TEXT = file("qwen_3_4b.safetensors", f"{KLEIN}/text_encoders/qwen_3_4b.safetensors", "text_encoders")
+KLEIN_VAE = file(
+    "flux2-vae.safetensors", "Comfy-Org/flux2-dev/resolve/main/split_files/vae/flux2-vae.safetensors", "vae"
+)
 OPEN = ("", 0)  # an input of a block: what is connected to it comes from outside
 PROMPT = "a lighthouse on a cliff at sunset, crashing waves, photograph, sharp focus"
 
@@ -118,6 +137,22 @@ def where(model: str, other: str) -> str:
         f"\n\n**CFM model**: `{model}` comes with FMBoost; there is nothing to download. Models of your own go into "
         f"`models/latent_upscale_models`.\n\n{other}"
     )
+
+
+def three_files(name: str, model: dict[str, str], text: dict[str, str], vae: dict[str, str]) -> str:
+    return (
+        f"**{name}**: [model]({model['url']}) into `models/diffusion_models`, [text encoder]({text['url']}) into "
+        f"`models/text_encoders`, [VAE]({vae['url']}) into `models/vae`."
+    )
+
+
+def loaders(model: dict[str, str], text: dict[str, str], kind: str, vae: dict[str, str]) -> list[Node]:
+    """The loaders of a diffusion model that comes in three files."""
+    return [
+        Node("unet", "UNETLoader", {"unet_name": model["name"]}, models=[model]),
+        Node("clip", "CLIPLoader", {"clip_name": text["name"], "type": kind}, models=[text]),
+        Node("vae", "VAELoader", {"vae_name": vae["name"]}, models=[vae]),
+    ]
 
 
 def checkpoint(models: dict[str, str], family: str) -> str:
@@ -187,13 +222,21 @@ def photo(api: str, model: str, vae: str, text: str, tiled: bool = False) -> Tem
     )
 
 
-def sampled(text: str, model: str, size: int, third: Group, fourth: Group, *more: Node, base: Any = None) -> Columns:
+def sampled(
+    text: str,
+    model: str,
+    size: int,
+    third: Group,
+    fourth: Group,
+    *more: Node,
+    base: Any = None,
+    latent: str = "EmptyLatentImage",
+) -> Columns:
     """Text to image with a checkpoint; `more` are nodes between it and KSampler."""
-    loaders = [load_checkpoint(base or SD15_FILE), cfm(model)]
     return [
-        [("", [note(text, 330)]), ("1. Models", loaders)],
+        [("", [note(text, 330)]), ("1. Models", [load_checkpoint(base or SD15_FILE), cfm(model)])],
         [
-            ("2. Prompt and size", [*prompts(("checkpoint", 1)), empty(size)]),
+            ("2. Prompt and size", [*prompts(("checkpoint", 1)), empty(size, latent)]),
             *([("Model", list(more))] if more else []),
         ],
         third,

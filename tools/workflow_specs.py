@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from .workflow_parts import (
+    KLEIN_MODEL,
+    KLEIN_TEXT,
+    KLEIN_VAE,
     LCM_FILE,
     OPEN,
     PROMPT,
     SD15_FILE,
+    SD35_FILE,
     SDXL_FILE,
     Z_MODEL,
     Z_TEXT,
@@ -19,10 +23,12 @@ from .workflow_parts import (
     decode,
     empty,
     lift,
+    loaders,
     note,
     photo,
     sampled,
     sampler,
+    three_files,
     vae_note,
     where,
 )
@@ -85,12 +91,7 @@ TEMPLATES = {
             [
                 (
                     "1. Models",
-                    [
-                        Node("unet", "UNETLoader", {"unet_name": Z_MODEL["name"]}, models=[Z_MODEL]),
-                        Node("clip", "CLIPLoader", {"clip_name": Z_TEXT["name"], "type": "lumina2"}, models=[Z_TEXT]),
-                        Node("vae", "VAELoader", {"vae_name": Z_VAE["name"]}, models=[Z_VAE]),
-                        cfm("fmboost-flux-x2"),
-                    ],
+                    [*loaders(Z_MODEL, Z_TEXT, "lumina2", Z_VAE), cfm("fmboost-flux-x2")],
                 ),
                 (
                     "",
@@ -98,12 +99,7 @@ TEMPLATES = {
                         note(
                             "# Hires fix 2x for Z-Image\n\nZ-Image has the latents of FLUX, so the FLUX model "
                             "lifts them: 1024 to 2048 pixels."
-                            + where(
-                                "fmboost-flux-x2",
-                                f"**Z-Image**: [model]({Z_MODEL['url']}) into `models/diffusion_models`, "
-                                f"[text encoder]({Z_TEXT['url']}) into `models/text_encoders`, [VAE]({Z_VAE['url']}) "
-                                "into `models/vae`.",
-                            ),
+                            + where("fmboost-flux-x2", three_files("Z-Image", Z_MODEL, Z_TEXT, Z_VAE)),
                             240,
                         )
                     ],
@@ -129,6 +125,97 @@ TEMPLATES = {
             ],
             [("5. Result", decode("zimage_2048", ("vae", 0)))],
         ],
+    ),
+    "Hires fix 2x - FLUX.2 Klein 1024 to 2048": Template(
+        "fmboost_flux2_2048",
+        [
+            [
+                (
+                    "1. Models",
+                    [*loaders(KLEIN_MODEL, KLEIN_TEXT, "flux2", KLEIN_VAE), cfm("fmboost-flux2-x2")],
+                ),
+                (
+                    "",
+                    [
+                        note(
+                            "# Hires fix 2x for FLUX.2\n\nFLUX.2 Klein samples 1024 pixels in four steps, and **CFM "
+                            "Latent Upscale** makes 2048 of its latents. FLUX.2 Dev has the same latents."
+                            + where(
+                                "fmboost-flux2-x2", three_files("FLUX.2 Klein", KLEIN_MODEL, KLEIN_TEXT, KLEIN_VAE)
+                            ),
+                            240,
+                        )
+                    ],
+                ),
+            ],
+            [
+                (
+                    "2. Prompt and size",
+                    [
+                        Node("positive", "CLIPTextEncode", {"text": PROMPT, "clip": ("clip", 0)}, "Prompt"),
+                        Node("negative", "ConditioningZeroOut", {"conditioning": ("positive", 0)}),
+                        empty(1024, "EmptyFlux2LatentImage"),
+                    ],
+                ),
+                (
+                    "Four steps",
+                    [
+                        Node("noise", "RandomNoise", {"noise_seed": 42}),
+                        Node("method", "KSamplerSelect", {"sampler_name": "euler"}),
+                        Node("sigmas", "Flux2Scheduler", {"steps": 4, "width": 1024, "height": 1024}),
+                    ],
+                ),
+            ],
+            [
+                (
+                    "3. Sample at 1024",
+                    [
+                        Node(
+                            "guider",
+                            "CFGGuider",
+                            {
+                                "model": ("unet", 0),
+                                "positive": ("positive", 0),
+                                "negative": ("negative", 0),
+                                "cfg": 1.0,
+                            },
+                        ),
+                        Node(
+                            "sampler",
+                            "SamplerCustomAdvanced",
+                            {
+                                "noise": ("noise", 0),
+                                "guider": ("guider", 0),
+                                "sampler": ("method", 0),
+                                "sigmas": ("sigmas", 0),
+                                "latent_image": ("empty", 0),
+                            },
+                        ),
+                    ],
+                ),
+                ("4. Upscale the latents 2x", [lift(("vae", 0))]),
+            ],
+            [("5. Result", decode("flux2_2048", ("vae", 0)))],
+        ],
+    ),
+    "Hires fix 2x - SD3.5 1024 to 2048": Template(
+        "fmboost_sd3_2048",
+        sampled(
+            "# Hires fix 2x for SD 3.5\n\nKSampler works at 1024 pixels, **CFM Latent Upscale** makes 2048 of its "
+            "latents." + where("fmboost-sd3-x2", checkpoint(SD35_FILE, "SD 3.5")),
+            "fmboost-sd3-x2",
+            1024,
+            [
+                (
+                    "3. Sample at 1024",
+                    [sampler(steps=20, cfg=4.0, sampler_name="euler", scheduler="sgm_uniform")],
+                ),
+                ("4. Upscale the latents 2x", [lift(VAE)]),
+            ],
+            [("5. Result", decode("sd3_2048", VAE))],
+            base=SD35_FILE,
+            latent="EmptySD3LatentImage",
+        ),
     ),
     "Hires fix 2x - SD1.5 LCM in 8 steps": Template(
         "fmboost_txt2img_lcm_1024",
@@ -245,7 +332,15 @@ def image_block(family: str, model: str) -> Block:
 LATENTS = {
     "SD1.5": "Stable Diffusion 1.x and 2.x",
     "SDXL": "SDXL, Illustrious, Pony and NoobAI",
+    "SD3": "Stable Diffusion 3 and 3.5",
     "FLUX": "FLUX.1, Z-Image, Chroma and Lumina 2",
+    "FLUX.2": "FLUX.2",
 }
-FAMILIES = {"SD1.5": "fmboost-sd15-x2", "SDXL": "fmboost-sdxl-x2", "FLUX": "fmboost-flux-x2"}
+FAMILIES = {
+    "SD1.5": "fmboost-sd15-x2",
+    "SDXL": "fmboost-sdxl-x2",
+    "SD3": "fmboost-sd3-x2",
+    "FLUX": "fmboost-flux-x2",
+    "FLUX.2": "fmboost-flux2-x2",
+}
 BLOCKS = [make(family, model) for make in (latent_block, image_block) for family, model in FAMILIES.items()]

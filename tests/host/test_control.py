@@ -16,7 +16,7 @@ from PIL import Image
 
 from . import small_models
 from .conftest import PACK, Server, run_api
-from .graphs import latents, lift, lift_graph, output_of
+from .graphs import CHANNELS, latents, lift, lift_graph, output_of
 
 LONG = {"steps": 200}  # newer hosts report every half per cent at most
 
@@ -67,14 +67,19 @@ def test_progress_counts_over_all_lifts(server, tmp_path):
     assert "2 images, 8x8 -> 32x32 latent, 64x64 -> 256x256 px, 12 evaluations" in server.log
 
 
-@pytest.mark.parametrize(("method", "frames"), [("latent2rgb", 0), ("taesd", 0), ("taesd", 2)])
-def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames):
-    low = latents(max(frames, 1), 12, 8)
+@pytest.mark.parametrize(
+    ("method", "frames", "space"),
+    [("latent2rgb", 0, "sd15"), ("taesd", 0, "sd15"), ("taesd", 2, "sd15"), ("latent2rgb", 0, "flux2"),
+     ("taesd", 0, "flux2")],
+)  # fmt: skip
+def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames, space):
+    low = latents(max(frames, 1), 12, 8, CHANNELS[space])
+    model, pixels = ("identity", "64x96 -> 128x192") if space == "sd15" else ("random-flux2", "128x192 -> 256x384")
     if frames:
         low = low.movedim(0, 1)[None]  # one image of that many
     client, pictures, texts = server.client(), [], []
     with client.listen() as events:
-        prompt = client.queue(lift_graph(tmp_path, low, steps=3), preview_method=method)
+        prompt = client.queue(lift_graph(tmp_path, low, f"{model}.safetensors", steps=3), preview_method=method)
         for event in events:
             if isinstance(event, bytes) and event[3] == 1:
                 pictures.append(event)
@@ -83,7 +88,7 @@ def test_the_preview_is_a_picture_of_the_result(server, tmp_path, method, frames
             elif event["type"] == "execution_success" and event["data"]["prompt_id"] == prompt:
                 break
     assert len(pictures) == 3  # frames are lifted together
-    assert f"8x12 -> 16x24 latent, 64x96 -> 128x192 px, {3 * max(frames, 1)} evaluations, " in texts[-1]
+    assert f"8x12 -> 16x24 latent, {pixels} px, {3 * max(frames, 1)} evaluations, " in texts[-1]
     kind, encoding = int.from_bytes(pictures[0][:4], "big"), int.from_bytes(pictures[0][4:8], "big")
     assert (kind, encoding) == (1, 1)  # a preview, as JPEG
     width, height = Image.open(BytesIO(pictures[-1][8:])).size

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import fmboost_core
 
-from .graphs import latents, lift, lift_graph, output_of
+from .graphs import CHANNELS, latents, lift, lift_graph, need_vae, output_of
 
 SCALING = {
     "sd15": (0.18215, 0.0),
@@ -20,7 +20,6 @@ SCALING = {
     "flux": (0.3611, 0.1159),
     "flux2": (1.0, 0.0),
 }
-CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "flux": 16, "flux2": 128}  # of what nodes pass on
 TAESD = {"sd15": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1", "flux2": "taef2"}
 
 
@@ -113,7 +112,7 @@ def test_layers_and_scaling_of_the_host_agree_with_the_library(server, tmp_path,
 @pytest.mark.parametrize("space", ["sd15", "flux"])
 def test_a_learned_context_needs_no_vae_and_is_the_librarys(server, tmp_path, space):
     scale, shift = SCALING[space]
-    low = latents(2, 9, 12, channels=16 if space == "flux" else 4)
+    low = latents(2, 9, 12, channels=CHANNELS[space])
     found = lift(server, tmp_path, low, f"random-{space}-learned.safetensors", seed=7)["samples"]
     model, scaled = library_model(server, f"random-{space}-learned"), (low - shift) * scale
     expected = model.upscale(scaled, steps=2, seed=7)
@@ -180,7 +179,7 @@ def test_other_keys_of_the_latent_survive(server, tmp_path):
 @pytest.mark.parametrize("frames", [1, 3])
 def test_each_frame_is_lifted_as_if_alone_with_the_noise_of_its_image(server, tmp_path, space, frames):
     model = "random.safetensors" if space == "sd15" else f"random-{space}.safetensors"
-    low = latents(2 * frames, 7, 6, channels=16 if space == "flux" else 4).unflatten(0, (2, frames)).movedim(1, 2)
+    low = latents(2 * frames, 7, 6, channels=CHANNELS[space]).unflatten(0, (2, frames)).movedim(1, 2)
     clip = {"samples": low, "batch_index": [4, 9], "noise_mask": torch.rand(2, 1, frames, 56, 48)}
     found = lift(server, tmp_path, clip, model, seed=5, latent_space=space)
     assert found["samples"].shape == (2, low.shape[1], frames, 14, 12)
@@ -230,9 +229,7 @@ def test_a_model_that_sees_the_picture_agrees_with_the_library(server, tmp_path,
     """Without a VAE connected, the host's TAESD of the family shows it to the network; FLUX.2's never in tiles, which
     the host cannot cut for it."""
     scale, shift = SCALING[space]
-    taesd = server.client().get("/object_info/VAELoader")["VAELoader"]["input"]["required"]["vae_name"][0]
-    if TAESD[space] not in taesd:
-        pytest.skip(f"this ComfyUI does not load {TAESD[space]}")  # FLUX.2's in older ones
+    need_vae(server, TAESD[space])
     low = latents(2, 8, 36 if tile else 10, channels=CHANNELS[space])
     model = library_model(server, f"random-{space}-x2")
     found = lift(server, tmp_path, low, f"random-{space}-x2.safetensors", tile_size=tile)["samples"]

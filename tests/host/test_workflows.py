@@ -17,14 +17,22 @@ from safetensors.torch import save_file
 from fmboost_core import shipped_models
 
 from .conftest import PACK, comfy_python, run_api
-from .graphs import latents, lift, output_of
+from .graphs import CHANNELS, latents, lift, need_vae, output_of
 
 FOLDER = PACK / "workflows"
 TEMPLATES = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 BLOCKS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((PACK / "subgraphs").glob("*.json"))}
-FAMILIES = {"SD1.5": ("sd15", "taesd"), "SDXL": ("sdxl", "taesdxl"), "FLUX": ("flux", "taef1")}
+FAMILIES = {
+    "SD1.5": ("sd15", "taesd"),
+    "SDXL": ("sdxl", "taesdxl"),
+    "SD3": ("sd3", "taesd3"),
+    "FLUX": ("flux", "taef1"),
+    "FLUX.2": ("flux2", "taef2"),
+}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"MarkdownNote", "Note"}
+LOADER = "FMBoost_LoadCFMModel"
+SAMPLERS = {"KSampler", "SamplerCustomAdvanced"}
 
 
 def api_of(name: str) -> dict:
@@ -199,12 +207,15 @@ def test_photo_templates_run(server, photo, name):
 def test_sampled_templates_run_on_the_latents_of_a_sampler(server, tmp_path, name):
     """What is before KSampler needs a checkpoint: a latent of the family stands in for it, and its TAESD for the
     VAE."""
-    family = "flux" if "Z-Image" in name else "sdxl" if "SDXL" in name else "sd15"
     graph = small(name)
-    torch.save({"samples": latents(1, 8, 6, 16 if family == "flux" else 4)}, tmp_path / "sampled")
-    (sampler,) = (key for key, node in graph.items() if node["class_type"] == "KSampler")
+    (model,) = (node["inputs"]["model_name"] for node in api_of(name).values() if node["class_type"] == LOADER)
+    space = model.split("-")[1]
+    taesd = next(vae for family, vae in FAMILIES.values() if family == space)
+    need_vae(server, taesd)
+    side = 2 if space == "flux2" else 1  # of the blocks in which nodes have latent pixels
+    torch.save({"samples": latents(1, 8 // side, 6 // side, CHANNELS[space])}, tmp_path / "sampled")
+    (sampler,) = (key for key, node in graph.items() if node["class_type"] in SAMPLERS)
     graph[sampler] = {"class_type": "ProbeLoad", "inputs": {"file": str(tmp_path / "sampled")}}
-    taesd = next(vae for space, vae in FAMILIES.values() if space == family)
     graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": taesd}}
     for node in graph.values():
         if "vae" in node["inputs"]:
@@ -231,7 +242,7 @@ def expanded(name: str, schemas: dict, wires: list) -> tuple[dict, list]:
     assert (definition["outputs"][0]["type"], len(definition["inputs"])) == (kind, len(wires))
     graph = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in inner.items()}
     for node in graph.values():
-        if node["class_type"] == "FMBoost_LoadCFMModel":
+        if node["class_type"] == LOADER:
             node["inputs"]["model_name"] = stand_in(node["inputs"]["model_name"])
     return graph, [str(origin), slot]
 
@@ -248,10 +259,12 @@ def test_the_widgets_on_a_block_are_those_of_its_nodes(schemas, name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_latent_block_is_the_node_with_the_model_of_its_family(server, schemas, tmp_path, family):
-    space, low = FAMILIES[family][0], latents(1, 8, 6, 16 if family == "FLUX" else 4)
+    space, vae = FAMILIES[family]
+    need_vae(server, vae)
+    low = latents(1, 8, 6, CHANNELS[space])
     expected = lift(server, tmp_path, low, f"random-{space}-x2.safetensors", steps=4)["samples"]
     graph, result = expanded(f"Upscale Latent 2x (FMBoost {family})", schemas, [["in", 0], ["vae", 0]])
-    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": FAMILIES[family][1]}}
+    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
     torch.save({"samples": low}, tmp_path / "low")
     graph["in"] = {"class_type": "ProbeLoad", "inputs": {"file": str(tmp_path / "low")}}
     graph["out"] = {"class_type": "ProbeSave", "inputs": {"samples": result, "file": str(tmp_path / "high")}}
@@ -261,6 +274,7 @@ def test_a_latent_block_is_the_node_with_the_model_of_its_family(server, schemas
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_block_doubles_the_size_of_an_image(server, schemas, photo, family):
+    need_vae(server, FAMILIES[family][1])
     graph, result = expanded(f"Upscale Image 2x (FMBoost {family})", schemas, [["photo", 0], ["vae", 0]])
     graph["photo"] = {"class_type": "LoadImage", "inputs": {"image": photo}}
     graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": FAMILIES[family][1]}}
