@@ -66,11 +66,12 @@ def tiny_autoencoder(
     """The autoencoder of these weights, which tell its width and whether it is normed. Raises ValueError that names
     `origin`."""
     normed = "11.pool.0.weight" in encoder
-    vae = Autoencoder(
-        space,
+    nets = (
         tiny_encoder(space.channels, encoder["0.weight"].shape[0], normed),
         tiny_decoder(space.channels, decoder["1.weight"].shape[0], normed),
     )
+    # Norms see the whole of a picture of 2048 px: windows of a smaller one have statistics, so tones, of their own.
+    vae = Autoencoder(space, *nets, tile=256, overlap=64) if normed else Autoencoder(space, *nets)
     try:
         vae.encoder.load_state_dict(encoder)
         vae.decoder.load_state_dict(decoder)
