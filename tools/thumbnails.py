@@ -33,7 +33,7 @@ PHOTOS = {
     "Hires fix 2x - SDXL 1024 to 2048": "0246.jpg",
     "Hires fix 2x - Z-Image 1024 to 2048": "0733.jpg",
     "Hires fix 2x - FLUX.2 Klein 1024 to 2048": "0410.jpg",
-    "Hires fix 2x - SD3.5 1024 to 2048": "0443.jpg",
+    "Hires fix 2x - SD3.5 1024 to 2048": "0044.jpg",
     "Hires fix 2x - SD1.5 LCM in 8 steps": "0615.jpg",
     "Hires fix 2x with Noise Augment - SD1.5": "0120.jpg",
     "Hires fix 4x in two lifts - SD1.5 512 to 2048": "0162.jpg",
