@@ -185,12 +185,14 @@ class CFMModel:
         state = batch * height * width * (net.in_channels + 4 * net.out_channels) * 4
         return int((pixels * channels + weights) * self.dtype.itemsize + state)
 
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ValueError unless these are (B, C, h, w) with the channels of the model's latent space."""
-        if latents.ndim != 4 or latents.shape[1] != self.space.channels:
+    def check_latents(self, latents: Tensor, *, folded: bool = False) -> None:
+        """Raise ValueError unless these are (B, C, h, w) with the channels of the model's latent space, or with those
+        that ComfyUI has if they are `folded`."""
+        channels = self.space.folded_channels if folded else self.space.channels
+        if latents.ndim != 4 or latents.shape[1] != channels:
             raise ValueError(
                 f"latents of shape {tuple(latents.shape)} do not fit this model: it was trained on {self.space.name} "
-                f"latents, (B, {self.space.channels}, h, w); use a model of the family your latents come from"
+                f"latents, (B, {channels}, h, w); use a model of the family your latents come from"
             )
 
     def _check_flow(self, x0: Tensor, context: Tensor) -> None:

@@ -22,8 +22,8 @@ from fmboost_core.files.model_file import find_model, read_model_file, save_mode
 from fmboost_core.images.files import load_photo
 from fmboost_core.images.folders import find_photos
 from fmboost_core.latent_spaces import latent_space
+from fmboost_core.train.start import end_layers
 
-FIRST, LAST = "input_blocks.0.0", "out.2"
 SIDE, PHOTOS = 256, 50  # px of the short side, and how many
 
 
@@ -51,27 +51,27 @@ def translated(
     At the border, where a convolution sees zeros instead of mapped zeros, it is not exact.
     """
     old, new = config.net.out_channels, latent_space(space).channels
-    kernel = weights[f"{FIRST}.weight"].float()
+    first, last = end_layers(config.net)
+    kernel = weights[f"{first}.weight"].float()
     state, upsampled, rest = kernel[:, :old], kernel[:, old : 2 * old], kernel[:, 2 * old :]
     mapped = [torch.einsum("oikl,ij->ojkl", part, inward.matrix) for part in (state, upsampled)]
     shift = torch.einsum("oikl,i->o", state + upsampled, inward.offset)
-    last = weights[f"{LAST}.weight"].float()
     changed = {
-        f"{FIRST}.weight": torch.cat([*mapped, rest], dim=1),
-        f"{FIRST}.bias": weights[f"{FIRST}.bias"].float() + shift,
+        f"{first}.weight": torch.cat([*mapped, rest], dim=1),
+        f"{first}.bias": weights[f"{first}.bias"].float() + shift,
         # Velocities are differences of latents, so the offset falls out.
-        f"{LAST}.weight": torch.einsum("oikl,po->pikl", last, outward.matrix),
-        f"{LAST}.bias": outward.matrix @ weights[f"{LAST}.bias"].float(),
+        f"{last}.weight": torch.einsum("oikl,po->pikl", weights[f"{last}.weight"].float(), outward.matrix),
+        f"{last}.bias": outward.matrix @ weights[f"{last}.bias"].float(),
     }
     net = replace(config.net, in_channels=2 * new + rest.shape[1], out_channels=new)
     facts = {**config.trained_on, "translated from": config.latent_space}
     return replace(config, net=net, latent_space=space, trained_on=facts), {**weights, **changed}
 
 
-def pixels(space: str, vae_folder: Path, photos: Path) -> Tensor:
-    """The latent pixels (N, C) of the first photos of a folder."""
+def pixels(space: str, vae_folder: Path, images: list[Tensor]) -> Tensor:
+    """The latent pixels (N, C) of images (1, 3, H, W)."""
     vae = load_vae(vae_folder, space=space)
-    latents = [vae.encode(load_photo(photo, SIDE, 16)) for photo in find_photos(photos)[:PHOTOS]]
+    latents = [vae.encode(image) for image in images]
     return torch.cat([latent[0].flatten(1).T for latent in latents]).double()
 
 
@@ -81,7 +81,8 @@ def translate(model: str, space: str, out: Path, photos: Path, vae_folder: Path)
     config, weights = read_model_file(find_model(model))
     if config.net.pool_factor > 1 or config.flow.upsampling != "psu":
         raise ValueError(f"{model} has no pixel-space upsampling, or a pooled first layer: choose another model")
-    theirs, ours = (pixels(name, vae_folder, photos) for name in (config.latent_space, space))
+    images = [load_photo(photo, SIDE, 16) for photo in find_photos(photos)[:PHOTOS]]
+    theirs, ours = (pixels(name, vae_folder, images) for name in (config.latent_space, space))
     (inward, inward_r2), (outward, outward_r2) = fit(ours, theirs), fit(theirs, ours)
     maps = [Linear(m.matrix.float(), m.offset.float()) for m in (inward, outward)]
     save_model(out, *translated(config, weights, space, *maps))

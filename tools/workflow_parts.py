@@ -103,22 +103,42 @@ LCM_FILE = file(
     "latent-consistency/lcm-lora-sdv1-5/resolve/main/pytorch_lora_weights.safetensors",
     "loras",
 )
+
+
+@dataclass(frozen=True)
+class Split:
+    """A diffusion model that comes in three files; `kind` is what CLIPLoader calls its text encoder."""
+
+    name: str
+    model: dict[str, str]
+    text: dict[str, str]
+    kind: str
+    vae: dict[str, str]
+
+
 Z = "Comfy-Org/z_image_turbo/resolve/main/split_files"
-Z_MODEL = file(
-    "z_image_turbo_bf16.safetensors", f"{Z}/diffusion_models/z_image_turbo_bf16.safetensors", "diffusion_models"
-)
-Z_TEXT = file("qwen_3_4b.safetensors", f"{Z}/text_encoders/qwen_3_4b.safetensors", "text_encoders")
-Z_VAE = file("ae.safetensors", f"{Z}/vae/ae.safetensors", "vae")
 KLEIN = "Comfy-Org/flux2-klein/resolve/main/split_files"
-KLEIN_MODEL = file(
-    "flux-2-klein-4b.safetensors", f"{KLEIN}/diffusion_models/flux-2-klein-4b.safetensors", "diffusion_models"
+Z_IMAGE = Split(
+    "Z-Image",
+    file("z_image_turbo_bf16.safetensors", f"{Z}/diffusion_models/z_image_turbo_bf16.safetensors", "diffusion_models"),
+    file("qwen_3_4b.safetensors", f"{Z}/text_encoders/qwen_3_4b.safetensors", "text_encoders"),
+    "lumina2",
+    file("ae.safetensors", f"{Z}/vae/ae.safetensors", "vae"),
 )
-KLEIN_TEXT = file("qwen_3_4b.safetensors", f"{KLEIN}/text_encoders/qwen_3_4b.safetensors", "text_encoders")
-KLEIN_VAE = file(
-    "flux2-vae.safetensors", "Comfy-Org/flux2-dev/resolve/main/split_files/vae/flux2-vae.safetensors", "vae"
+FLUX2_KLEIN = Split(
+    "FLUX.2 Klein",
+    file("flux-2-klein-4b.safetensors", f"{KLEIN}/diffusion_models/flux-2-klein-4b.safetensors", "diffusion_models"),
+    file("qwen_3_4b.safetensors", f"{KLEIN}/text_encoders/qwen_3_4b.safetensors", "text_encoders"),
+    "flux2",
+    file("flux2-vae.safetensors", "Comfy-Org/flux2-dev/resolve/main/split_files/vae/flux2-vae.safetensors", "vae"),
 )
 OPEN = ("", 0)  # an input of a block: what is connected to it comes from outside
 PROMPT = "a lighthouse on a cliff at sunset, crashing waves, photograph, sharp focus"
+
+
+def wired(**origins: str) -> dict[str, tuple[str, int]]:
+    """Inputs that are each linked to the first output of a node, by its key."""
+    return {name: (key, 0) for name, key in origins.items()}
 
 
 def taesd(name: str) -> list[dict[str, str]]:
@@ -137,22 +157,6 @@ def where(model: str, other: str) -> str:
         f"\n\n**CFM model**: `{model}` comes with FMBoost; there is nothing to download. Models of your own go into "
         f"`models/latent_upscale_models`.\n\n{other}"
     )
-
-
-def three_files(name: str, model: dict[str, str], text: dict[str, str], vae: dict[str, str]) -> str:
-    return (
-        f"**{name}**: [model]({model['url']}) into `models/diffusion_models`, [text encoder]({text['url']}) into "
-        f"`models/text_encoders`, [VAE]({vae['url']}) into `models/vae`."
-    )
-
-
-def loaders(model: dict[str, str], text: dict[str, str], kind: str, vae: dict[str, str]) -> list[Node]:
-    """The loaders of a diffusion model that comes in three files."""
-    return [
-        Node("unet", "UNETLoader", {"unet_name": model["name"]}, models=[model]),
-        Node("clip", "CLIPLoader", {"clip_name": text["name"], "type": kind}, models=[text]),
-        Node("vae", "VAELoader", {"vae_name": vae["name"]}, models=[vae]),
-    ]
 
 
 def checkpoint(models: dict[str, str], family: str) -> str:
@@ -194,7 +198,7 @@ def empty(size: int, kind: str = "EmptyLatentImage") -> Node:
 
 def sampler(model: tuple[str, int] = ("checkpoint", 0), **settings: Any) -> Node:
     values = {"steps": 20, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", **settings}
-    wires = {"model": model, "positive": ("positive", 0), "negative": ("negative", 0), "latent_image": ("empty", 0)}
+    wires = {"model": model, **wired(positive="positive", negative="negative", latent_image="empty")}
     return Node("sampler", "KSampler", {**wires, "seed": 42, **values, "denoise": 1.0})
 
 
@@ -241,4 +245,32 @@ def sampled(
         ],
         third,
         fourth,
+    ]
+
+
+def split_sampled(
+    text: str, model: str, split: Split, latent: str, more: tuple[str, list[Node]], third: list[Node], prefix: str
+) -> Columns:
+    """Text to image with a model in three files: `latent` is the kind of empty latent, `more` a group below it, and
+    `third` samples 1024 pixels."""
+    vae = ("vae", 0)
+    loaders = [
+        Node("unet", "UNETLoader", {"unet_name": split.model["name"]}, models=[split.model]),
+        Node("clip", "CLIPLoader", {"clip_name": split.text["name"], "type": split.kind}, models=[split.text]),
+        Node("vae", "VAELoader", {"vae_name": split.vae["name"]}, models=[split.vae]),
+    ]
+    files = (
+        f"**{split.name}**: [model]({split.model['url']}) into `models/diffusion_models`, [text encoder]"
+        f"({split.text['url']}) into `models/text_encoders`, [VAE]({split.vae['url']}) into `models/vae`."
+    )
+    prompt = [
+        Node("positive", "CLIPTextEncode", {"text": PROMPT, "clip": ("clip", 0)}, "Prompt"),
+        Node("negative", "ConditioningZeroOut", {"conditioning": ("positive", 0)}),
+        empty(1024, latent),
+    ]
+    return [
+        [("1. Models", [*loaders, cfm(model)]), ("", [note(text + where(model, files), 240)])],
+        [("2. Prompt and size", prompt), more],
+        [("3. Sample at 1024", third), ("4. Upscale the latents 2x", [lift(vae)])],
+        [("5. Result", decode(prefix, vae))],
     ]

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from .workflow_parts import (
-    KLEIN_MODEL,
-    KLEIN_TEXT,
-    KLEIN_VAE,
+    FLUX2_KLEIN,
     LCM_FILE,
     OPEN,
-    PROMPT,
     SD15_FILE,
     SD35_FILE,
     SDXL_FILE,
-    Z_MODEL,
-    Z_TEXT,
-    Z_VAE,
+    Z_IMAGE,
     Block,
     Node,
     Template,
     cfm,
     checkpoint,
     decode,
-    empty,
     lift,
-    loaders,
-    note,
     photo,
     sampled,
     sampler,
-    three_files,
+    split_sampled,
     vae_note,
     where,
+    wired,
 )
 
 VAE = ("checkpoint", 2)
@@ -87,116 +80,45 @@ TEMPLATES = {
     ),
     "Hires fix 2x - Z-Image 1024 to 2048": Template(
         "fmboost_zimage_2048",
-        [
-            [
-                (
-                    "1. Models",
-                    [*loaders(Z_MODEL, Z_TEXT, "lumina2", Z_VAE), cfm("fmboost-flux-x2")],
-                ),
-                (
-                    "",
-                    [
-                        note(
-                            "# Hires fix 2x for Z-Image\n\nZ-Image has the latents of FLUX, so the FLUX model "
-                            "lifts them: 1024 to 2048 pixels."
-                            + where("fmboost-flux-x2", three_files("Z-Image", Z_MODEL, Z_TEXT, Z_VAE)),
-                            240,
-                        )
-                    ],
-                ),
-            ],
-            [
-                (
-                    "2. Prompt and size",
-                    [
-                        Node("positive", "CLIPTextEncode", {"text": PROMPT, "clip": ("clip", 0)}, "Prompt"),
-                        Node("negative", "ConditioningZeroOut", {"conditioning": ("positive", 0)}),
-                        empty(1024, "EmptySD3LatentImage"),
-                    ],
-                ),
-                ("Model", [Node("shift", "ModelSamplingAuraFlow", {"model": ("unet", 0), "shift": 3.0})]),
-            ],
-            [
-                (
-                    "3. Sample at 1024",
-                    [sampler(("shift", 0), steps=8, cfg=1.0, sampler_name="res_multistep", scheduler="simple")],
-                ),
-                ("4. Upscale the latents 2x", [lift(("vae", 0))]),
-            ],
-            [("5. Result", decode("zimage_2048", ("vae", 0)))],
-        ],
+        split_sampled(
+            "# Hires fix 2x for Z-Image\n\nZ-Image has the latents of FLUX, so the FLUX model lifts them: 1024 to 2048 "
+            "pixels.",
+            "fmboost-flux-x2",
+            Z_IMAGE,
+            "EmptySD3LatentImage",
+            ("Model", [Node("shift", "ModelSamplingAuraFlow", {"model": ("unet", 0), "shift": 3.0})]),
+            [sampler(("shift", 0), steps=8, cfg=1.0, sampler_name="res_multistep", scheduler="simple")],
+            "zimage_2048",
+        ),
     ),
     "Hires fix 2x - FLUX.2 Klein 1024 to 2048": Template(
         "fmboost_flux2_2048",
-        [
+        split_sampled(
+            "# Hires fix 2x for FLUX.2\n\nFLUX.2 Klein samples 1024 pixels in four steps, and **CFM Latent Upscale** "
+            "makes 2048 of its latents. FLUX.2 Dev has the same latents.",
+            "fmboost-flux2-x2",
+            FLUX2_KLEIN,
+            "EmptyFlux2LatentImage",
+            (
+                "Four steps",
+                [
+                    Node("noise", "RandomNoise", {"noise_seed": 42}),
+                    Node("method", "KSamplerSelect", {"sampler_name": "euler"}),
+                    Node("sigmas", "Flux2Scheduler", {"steps": 4, "width": 1024, "height": 1024}),
+                ],
+            ),
             [
-                (
-                    "1. Models",
-                    [*loaders(KLEIN_MODEL, KLEIN_TEXT, "flux2", KLEIN_VAE), cfm("fmboost-flux2-x2")],
+                Node(
+                    "guider", "CFGGuider", {**wired(model="unet", positive="positive", negative="negative"), "cfg": 1.0}
                 ),
-                (
-                    "",
-                    [
-                        note(
-                            "# Hires fix 2x for FLUX.2\n\nFLUX.2 Klein samples 1024 pixels in four steps, and **CFM "
-                            "Latent Upscale** makes 2048 of its latents. FLUX.2 Dev has the same latents."
-                            + where(
-                                "fmboost-flux2-x2", three_files("FLUX.2 Klein", KLEIN_MODEL, KLEIN_TEXT, KLEIN_VAE)
-                            ),
-                            240,
-                        )
-                    ],
+                Node(
+                    "sampler",
+                    "SamplerCustomAdvanced",
+                    wired(noise="noise", guider="guider", sampler="method", sigmas="sigmas", latent_image="empty"),
                 ),
             ],
-            [
-                (
-                    "2. Prompt and size",
-                    [
-                        Node("positive", "CLIPTextEncode", {"text": PROMPT, "clip": ("clip", 0)}, "Prompt"),
-                        Node("negative", "ConditioningZeroOut", {"conditioning": ("positive", 0)}),
-                        empty(1024, "EmptyFlux2LatentImage"),
-                    ],
-                ),
-                (
-                    "Four steps",
-                    [
-                        Node("noise", "RandomNoise", {"noise_seed": 42}),
-                        Node("method", "KSamplerSelect", {"sampler_name": "euler"}),
-                        Node("sigmas", "Flux2Scheduler", {"steps": 4, "width": 1024, "height": 1024}),
-                    ],
-                ),
-            ],
-            [
-                (
-                    "3. Sample at 1024",
-                    [
-                        Node(
-                            "guider",
-                            "CFGGuider",
-                            {
-                                "model": ("unet", 0),
-                                "positive": ("positive", 0),
-                                "negative": ("negative", 0),
-                                "cfg": 1.0,
-                            },
-                        ),
-                        Node(
-                            "sampler",
-                            "SamplerCustomAdvanced",
-                            {
-                                "noise": ("noise", 0),
-                                "guider": ("guider", 0),
-                                "sampler": ("method", 0),
-                                "sigmas": ("sigmas", 0),
-                                "latent_image": ("empty", 0),
-                            },
-                        ),
-                    ],
-                ),
-                ("4. Upscale the latents 2x", [lift(("vae", 0))]),
-            ],
-            [("5. Result", decode("flux2_2048", ("vae", 0)))],
-        ],
+            "flux2_2048",
+        ),
     ),
     "Hires fix 2x - SD3.5 1024 to 2048": Template(
         "fmboost_sd3_2048",

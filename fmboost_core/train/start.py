@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import ModelConfig, NetConfig
 from ..files.model_file import find_model, read_model_file
 from ..unet import UNet
 
@@ -30,7 +30,7 @@ def start_from(net: UNet, wanted: ModelConfig, origin: str | Path) -> str:
     if other:
         found = ", ".join(f"{k} {theirs[k]} (here {ours[k]})" for k in other)
         raise ValueError(f"{origin} is another network than [net] describes, with {found}: take its settings")
-    first, last = ("pool.down_conv", "un_pool.up_conv") if wanted.net.pool_factor > 1 else ("input_blocks.0.0", "out.2")
+    first, last = end_layers(wanted.net)
     key, said = f"{first}.weight", "context"
     if config.net.out_channels != wanted.net.out_channels:
         weights = {k: v for k, v in weights.items() if not k.startswith((f"{first}.", f"{last}."))}
@@ -49,6 +49,11 @@ def start_from(net: UNet, wanted: ModelConfig, origin: str | Path) -> str:
     net.load_state_dict({**fresh, **taken})
     into = "" if _family(config) == _family(wanted) else f" into {_family(wanted)}"
     return f"starting from {origin}, {_family(config)}{into}: {said}, all other weights taken"
+
+
+def end_layers(net: NetConfig) -> tuple[str, str]:
+    """The names of the convolutions that touch latents, the first and the last of the network."""
+    return ("pool.down_conv", "un_pool.up_conv") if net.pool_factor > 1 else ("input_blocks.0.0", "out.2")
 
 
 def _family(config: ModelConfig) -> str:

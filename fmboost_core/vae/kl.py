@@ -22,11 +22,9 @@ class _Encoder(nn.Module):
         self.kl, self.space = kl, space
 
     def forward(self, images: Tensor) -> Tensor:
-        latents = (self.kl.encode(2 * images - 1).latent_dist.mode() - self.space.shift) * self.space.scale
-        if self.space.fold == 1:
-            return latents
-        mean, deviation = _statistics(self.kl)
-        return F.pixel_shuffle((F.pixel_unshuffle(latents, self.space.fold) - mean) / deviation, self.space.fold)
+        shift, scale = _scaling(self.kl, self.space)
+        folded = F.pixel_unshuffle(self.kl.encode(2 * images - 1).latent_dist.mode(), self.space.fold)
+        return F.pixel_shuffle((folded - shift) * scale, self.space.fold)
 
 
 class _Decoder(nn.Module):
@@ -35,17 +33,18 @@ class _Decoder(nn.Module):
         self.kl, self.space = kl, space
 
     def forward(self, latents: Tensor) -> Tensor:
-        if self.space.fold > 1:
-            mean, deviation = _statistics(self.kl)
-            folded = F.pixel_unshuffle(latents, self.space.fold) * deviation + mean
-            latents = F.pixel_shuffle(folded, self.space.fold)
-        return (self.kl.decode(latents / self.space.scale + self.space.shift).sample + 1) / 2
+        shift, scale = _scaling(self.kl, self.space)
+        folded = F.pixel_unshuffle(latents, self.space.fold) / scale + shift
+        return (self.kl.decode(F.pixel_shuffle(folded, self.space.fold)).sample + 1) / 2
 
 
-def _statistics(kl: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of FLUX.2's folded latents, for each channel, as the autoencoder keeps them."""
+def _scaling(kl: Any, space: LatentSpace) -> tuple[Tensor | float, Tensor | float]:
+    """Shift and scale of the folded latents: the numbers of the space, or those of each channel that FLUX.2's
+    autoencoder keeps."""
+    if space.fold == 1:
+        return space.shift, space.scale
     mean, variance = (value.view(1, -1, 1, 1) for value in (kl.bn.running_mean, kl.bn.running_var))
-    return mean, torch.sqrt(variance + kl.config.batch_norm_eps)
+    return mean, torch.rsqrt(variance + kl.config.batch_norm_eps)
 
 
 def is_kl_folder(folder: Path) -> bool:

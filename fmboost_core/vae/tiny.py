@@ -26,18 +26,20 @@ class Block(nn.Module):
         super().__init__()
         self.conv = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width))
         self.fuse = nn.ReLU()
-        if normed:
-            wide = 4 * width
-            self.pool = nn.Sequential(
+        wide = 4 * width
+        self.pool = (
+            nn.Sequential(
                 nn.Conv2d(width, wide, 1, bias=False),
                 nn.GroupNorm(4, wide),
                 nn.ReLU(),
                 nn.Conv2d(wide, width, 1, bias=False),
             )
-        self.normed = normed
+            if normed
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.normed:
+        if self.pool is not None:
             x = x + self.pool(x)
         return self.fuse(self.conv(x) + x)
 

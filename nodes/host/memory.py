@@ -52,12 +52,10 @@ class HostModel(CFMModel):
 
     def check_samples(self, raw: Tensor) -> None:
         """Raise ValueError, which says what to load, for latents (N, C, h, w) of another family's channels."""
-        expected, found = self.space.folded_channels, raw.shape[1]
-        if found != expected:
-            raise ValueError(
-                f"latents of shape {tuple(raw.shape)} do not fit this model: it was trained on {self.space.name} "
-                f"latents, (B, {expected}, h, w); use a model of the family your latents come from: {models_for(found)}"
-            )
+        try:
+            self.check_latents(raw, folded=True)
+        except ValueError as error:
+            raise ValueError(f"{error}: {models_for(raw.shape[1])}") from error
 
     def make_context(self, low: Tensor, vae: VAE | None = None) -> Tensor:
         if self.config.context_encoder is not None:

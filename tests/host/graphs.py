@@ -9,6 +9,7 @@ import pytest
 import torch
 
 CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "flux": 16, "flux2": 128}  # of what nodes pass on
+TAESD = {"sd15": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1", "flux2": "taef2"}
 _numbers = itertools.count()
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import fmboost_core
 
-from .graphs import CHANNELS, latents, lift, lift_graph, need_vae, output_of
+from .graphs import CHANNELS, TAESD, latents, lift, lift_graph, need_vae, output_of
 
 SCALING = {
     "sd15": (0.18215, 0.0),
@@ -20,7 +20,6 @@ SCALING = {
     "flux": (0.3611, 0.1159),
     "flux2": (1.0, 0.0),
 }
-TAESD = {"sd15": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1", "flux2": "taef2"}
 
 
 def nearest(x: torch.Tensor, scale: int = 2) -> torch.Tensor:

@@ -17,18 +17,12 @@ from safetensors.torch import save_file
 from fmboost_core import shipped_models
 
 from .conftest import PACK, comfy_python, run_api
-from .graphs import CHANNELS, latents, lift, need_vae, output_of
+from .graphs import CHANNELS, TAESD, latents, lift, need_vae, output_of
 
 FOLDER = PACK / "workflows"
 TEMPLATES = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 BLOCKS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((PACK / "subgraphs").glob("*.json"))}
-FAMILIES = {
-    "SD1.5": ("sd15", "taesd"),
-    "SDXL": ("sdxl", "taesdxl"),
-    "SD3": ("sd3", "taesd3"),
-    "FLUX": ("flux", "taef1"),
-    "FLUX.2": ("flux2", "taef2"),
-}
+FAMILIES = {"SD1.5": "sd15", "SDXL": "sdxl", "SD3": "sd3", "FLUX": "flux", "FLUX.2": "flux2"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"MarkdownNote", "Note"}
 LOADER = "FMBoost_LoadCFMModel"
@@ -210,13 +204,12 @@ def test_sampled_templates_run_on_the_latents_of_a_sampler(server, tmp_path, nam
     graph = small(name)
     (model,) = (node["inputs"]["model_name"] for node in api_of(name).values() if node["class_type"] == LOADER)
     space = model.split("-")[1]
-    taesd = next(vae for family, vae in FAMILIES.values() if family == space)
-    need_vae(server, taesd)
+    need_vae(server, TAESD[space])
     side = 2 if space == "flux2" else 1  # of the blocks in which nodes have latent pixels
     torch.save({"samples": latents(1, 8 // side, 6 // side, CHANNELS[space])}, tmp_path / "sampled")
     (sampler,) = (key for key, node in graph.items() if node["class_type"] in SAMPLERS)
     graph[sampler] = {"class_type": "ProbeLoad", "inputs": {"file": str(tmp_path / "sampled")}}
-    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": taesd}}
+    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": TAESD[space]}}
     for node in graph.values():
         if "vae" in node["inputs"]:
             node["inputs"]["vae"] = ["vae", 0]
@@ -227,7 +220,7 @@ def test_sampled_templates_run_on_the_latents_of_a_sampler(server, tmp_path, nam
 def test_blocks_are_there_for_each_family_that_ships(server):
     names = {f"Upscale {what} 2x (FMBoost {family})" for what in ("Latent", "Image") for family in FAMILIES}
     assert set(BLOCKS) == names
-    assert {FAMILIES[family][0] for family in FAMILIES} == {name.split("-")[1] for name in shipped_models()}
+    assert set(FAMILIES.values()) == {name.split("-")[1] for name in shipped_models()}
     served = server.client().get("/global_subgraphs").values()
     assert names == {entry["name"] for entry in served if entry["info"]["node_pack"] == "custom_nodes.FMBoost"}
 
@@ -259,12 +252,12 @@ def test_the_widgets_on_a_block_are_those_of_its_nodes(schemas, name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_latent_block_is_the_node_with_the_model_of_its_family(server, schemas, tmp_path, family):
-    space, vae = FAMILIES[family]
-    need_vae(server, vae)
+    space = FAMILIES[family]
+    need_vae(server, TAESD[space])
     low = latents(1, 8, 6, CHANNELS[space])
     expected = lift(server, tmp_path, low, f"random-{space}-x2.safetensors", steps=4)["samples"]
     graph, result = expanded(f"Upscale Latent 2x (FMBoost {family})", schemas, [["in", 0], ["vae", 0]])
-    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
+    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": TAESD[space]}}
     torch.save({"samples": low}, tmp_path / "low")
     graph["in"] = {"class_type": "ProbeLoad", "inputs": {"file": str(tmp_path / "low")}}
     graph["out"] = {"class_type": "ProbeSave", "inputs": {"samples": result, "file": str(tmp_path / "high")}}
@@ -274,10 +267,11 @@ def test_a_latent_block_is_the_node_with_the_model_of_its_family(server, schemas
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_block_doubles_the_size_of_an_image(server, schemas, photo, family):
-    need_vae(server, FAMILIES[family][1])
+    vae = TAESD[FAMILIES[family]]
+    need_vae(server, vae)
     graph, result = expanded(f"Upscale Image 2x (FMBoost {family})", schemas, [["photo", 0], ["vae", 0]])
     graph["photo"] = {"class_type": "LoadImage", "inputs": {"image": photo}}
-    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": FAMILIES[family][1]}}
+    graph["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
     graph["save"] = {"class_type": "SaveImage", "inputs": {"images": result, "filename_prefix": "block"}}
     assert size_of_result(server, graph) == (320, 192)
 
