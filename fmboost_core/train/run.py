@@ -16,7 +16,7 @@ def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Pa
 
     `out` receives ``NAME.safetensors`` (at every save and at the end), ``log.csv``, a picture per validation, and
     ``state/`` from which `resume` continues exactly. Raises ValueError where the loss stops being finite or `out`
-    holds another run, or cannot be written to; nothing that was saved is lost then.
+    holds another run, another process trains in it, or it cannot be written to; nothing that was saved is lost then.
     """
     out = Path(out)
     state = RunState(settings, out, resume)
@@ -24,7 +24,8 @@ def train(settings: RunSettings, out: str | Path, *, resume: bool = False) -> Pa
     kind = AutoencoderTask if settings.train.objective == "autoencoder" else LiftTask
     task = kind(settings, accelerator, out, fresh=not resume)
     try:
-        return Loop(accelerator, task, settings.train, state).run()
+        with state.held(accelerator):
+            return Loop(accelerator, task, settings.train, state).run()
     except OSError as error:
         raise ValueError(
             f"{out} could not be written to ({error}): make room and go on from the last save with --resume"

@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .settings import RunSettings
@@ -42,9 +45,26 @@ class RunState:
         if found is not None:
             self._check_same(found)
 
+    @contextmanager
+    def held(self, accelerator: Accelerator) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it meanwhile: two would overwrite each other's states.
+
+        Raises ValueError where another process trains in it. The lock goes with the process, however it ends.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not accelerator.is_main_process:
+            yield
+            return
+        try:
+            with FileLock(self.out / "lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise ValueError(
+                f"another process trains in {self.out}: wait for its end or stop it, or choose another folder"
+            ) from error
+
     def load(self, accelerator: Accelerator) -> tuple[int, float]:
         """Bring the prepared modules to the state to resume from; returns its step and seconds, (0, 0) for none."""
-        self.out.mkdir(parents=True, exist_ok=True)
         if not self.resume:
             return 0, 0.0
         newest = self._newest()

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,26 @@ def test_a_run_is_not_overwritten_nor_changed_on_resume(place, kinds, stopped, c
         assert place.train(str(stopped), *kinds["few_step"], *overrides, resume=resume) == 2
         assert sentence in capsys.readouterr().err
     assert {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()} == before
+
+
+def test_two_processes_do_not_train_in_one_folder(place, kinds, stopped, capsys):
+    """Two runs that go on from one state would overwrite each other's, and nobody would know whose weights are left."""
+    words = [w for text in (*kinds["few_step"], "train.steps=1000000") for w in ("--set", text)]
+    command = [sys.executable, "-m", "fmboost_core.cli.main", "train", str(place.config), "--out", str(stopped)]
+    first = subprocess.Popen([*command, "--resume", *words], cwd=place.folder, stderr=subprocess.DEVNULL)
+    try:
+        while not (stopped / "state" / "step-6").exists():
+            assert first.poll() is None, "the first run has ended"
+            time.sleep(0.05)
+        assert place.train(str(stopped), *kinds["few_step"], resume=True) == 2
+        assert "another process trains in" in capsys.readouterr().err
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    # The lock goes with the process.
+    last = max(int(p.name[5:]) for p in (stopped / "state").glob("step-*") if (p / "progress.json").exists())
+    assert place.train(str(stopped), *kinds["few_step"], f"train.steps={last + 1}", resume=True) == 0
 
 
 def test_a_run_that_is_refused_leaves_no_folder(place, capsys):
